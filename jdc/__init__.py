@@ -1,0 +1,1 @@
+"""Data-centric training of language models in JAX."""

@@ -1,0 +1,149 @@
+"""The types of a data policy: what it is told, what it reads, what it decides.
+
+Dimension letters in array names: B examples, T positions, K domains, N pool rows, C candidates,
+M target examples, R projected features, D width, E experts, S subtasks or samples.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+
+PolicyState = Any  # a pytree of arrays
+Scope = Literal["step", "round"]
+
+
+class RunSpec(NamedTuple):
+  """Static facts about a run, known before anything compiles. Hashable.
+
+  Sizes that a run does not have are 0.
+  """
+
+  num_examples: int  # rows of the pool, all domains together
+  num_domains: int
+  domain_names: tuple[str, ...]
+  domain_sizes: tuple[int, ...]  # rows of each domain
+  proportions: tuple[float, ...]  # base proportions of the domains, sum 1
+  batch_size: int = 0  # rows trained in one optimizer step, over all devices
+  num_candidates: int = 0  # rows of the batch that a step-scope selection chooses from
+  sequence_length: int = 0  # positions of a row
+  sweep_size: int = 0  # rows of a pool sweep
+  num_targets: int = 0
+  num_tasks: int = 0
+  feature_size: int = 0
+  embedding_size: int = 0
+  num_experts: int = 0
+  num_steps: int = 0  # optimizer steps of the whole run
+  steps_per_round: int = 0
+  draw: str = "shuffle"  # of rows inside a domain: shuffle, top_k, gumbel_top_k, multinomial
+  domain_draw: str = "systematic"  # of domains in a batch: systematic, or one domain a step
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TargetStats:
+  """Statistics of the target set; `None` where nothing observes a field."""
+
+  gradient: Any = None  # f32[M, R]
+  embedding: Any = None  # f32[M, D]
+  position_weighted_embedding: Any = None  # f32[M, D]
+  loss: Any = None  # f32[M], nats per token
+  task: Any = None  # i32[M]
+  domain: Any = None  # i32[M]
+  reward: Any = None  # f32[M, S]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ExampleStats:
+  """Per-example statistics; `None` where nothing observes a field.
+
+  Padding has example id -1, domain 0 and no target tokens.
+  """
+
+  example_id: Any = None  # i32[B], row in the pool
+  domain: Any = None  # i32[B], 0..K-1
+  num_tokens: Any = None  # i32[B], target tokens
+  sampling_probability: Any = None  # f32[B], under which the row was drawn
+  domain_probability: Any = None  # f32[B], of the row's domain when it was drawn
+  loss: Any = None  # f32[B], mean negative log-likelihood per target token, nats
+  token_loss: Any = None  # f32[B, T], nats
+  token_mask: Any = None  # f32[B, T], 1 where a token counts
+  token_segment: Any = None  # i32[rows, T], example of each token when rows are packed
+  reference_loss: Any = None  # f32[B], under the frozen reference model
+  reference_token_loss: Any = None  # f32[B, T]
+  gradient: Any = None  # f32[B, R], projected per-example gradient
+  update_direction: Any = None  # f32[B, R], after the optimizer's preconditioning
+  gradient_norm: Any = None  # f32[B], of the unprojected gradient
+  el2n: Any = None  # f32[B], L2 norm of the error vector
+  embedding: Any = None  # f32[B, D], mean hidden state
+  position_weighted_embedding: Any = None  # f32[B, D]
+  domain_gradient: Any = None  # f32[K, 2, R], two independent half-batches
+  domain_target_loss: Any = None  # f32[K], on the target split
+  domain_expert_load: Any = None  # f32[K, E]
+  score: Any = None  # f32[C] or f32[C, S], what `score` returned over a sweep
+  step: Any = None  # i32[], of the optimizer
+  learning_rate: Any = None  # f32[], of the optimizer
+  target: TargetStats | None = None
+
+
+class Decision(NamedTuple):
+  """What a policy decides; `None` leaves that choice alone.
+
+  `logits` are unnormalised log-probabilities of sampling, -inf never: f32[K] from a mixture,
+  f32[C] or f32[N] from a round-scope selection, f32[num_candidates] from a step-scope one.
+  `weights` and `token_weights` multiply the loss; 1 is neutral. Which fields are `None`, and
+  every shape, are fixed by `init`.
+  """
+
+  logits: Any = None
+  weights: Any = None  # f32[B], or one per row of a round decision's logits
+  token_weights: Any = None  # f32[B, T]
+  metrics: Any = None  # dict of scalars to log, fixed names
+
+
+class InitFn(Protocol):
+  """`(spec, key) -> (decision, state)`: the decision in force before any statistic."""
+
+  def __call__(self, spec: RunSpec, key: jax.Array, /) -> tuple[Decision, PolicyState]: ...
+
+
+class UpdateFn(Protocol):
+  """`(stats, state) -> (decision, state)`: pure, traceable, without data-dependent shapes."""
+
+  def __call__(
+      self, stats: ExampleStats, state: PolicyState, /
+  ) -> tuple[Decision, PolicyState]: ...
+
+
+class DataPolicy(NamedTuple):
+  """A pair of pure functions that decides about data, in the manner of an optax transform.
+
+  `observes` names the fields of `ExampleStats` that `update` and `score` read. A step-scope
+  policy is updated in every training step, a round-scope one at the start of every round. A
+  `pointwise` policy treats each example by itself. The rest is for round scope: `score` runs
+  on each chunk of a pool sweep, `sweep_ids` names the rows to sweep (-1 pads), `observe` also
+  sees every training batch and reads `observes_batch`.
+  """
+
+  init: InitFn
+  update: UpdateFn
+  observes: frozenset[str]
+  scope: Scope
+  pointwise: bool = False
+  score: Callable[[ExampleStats, PolicyState], jax.Array] | None = None
+  sweep_ids: Callable[[PolicyState], jax.Array] | None = None
+  observe: Callable[[ExampleStats, PolicyState], PolicyState] | None = None
+  observes_batch: frozenset[str] = frozenset()
+
+
+class Ordering(NamedTuple):
+  """An order of the rows that a round draws from one domain.
+
+  `order` maps one score per row and a key to a permutation. `observes` holds the field that is
+  the score; where it is empty, the scores are given to the trainer by row.
+  """
+
+  observes: frozenset[str]
+  order: Callable[[jax.Array, jax.Array], jax.Array]  # (score f32[n], key) -> i32[n]

@@ -1,0 +1,53 @@
+"""Installs jdc: data-centric training of language models in JAX."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+PARQUET = ["pyarrow>=17"]
+ZSTD = ["zstandard>=0.23"]
+TFDS = ["tensorflow-datasets>=4.9.9"]
+TOKENIZERS = ["tokenizers>=0.21"]
+TESTS = [
+    "hypothesis>=6.130",
+    "ipykernel>=6.29",
+    "mypy>=1.18",
+    "nbclient>=0.10",
+    "pytest>=8.4",
+    "pytest-xdist>=3.7",
+    "ruff>=0.14",
+    "tensorboard>=2.19",
+]
+
+setup(
+    name="jdc",
+    version="0.1.0",
+    description="Data-centric training of language models in JAX",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["jdc", "jdc.*"]),
+    package_data={"jdc": ["py.typed"]},
+    install_requires=[
+        "absl-py>=2.3",
+        "flax>=0.12.8",
+        "grain>=0.2.18",
+        "jax>=0.10.2",
+        "matplotlib>=3.10",
+        "ml-collections>=1.1",
+        "numpy>=2.0",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "tensorboardX>=2.6.4",
+        "tqdm>=4.67",
+    ],
+    extras_require={
+        "parquet": PARQUET,
+        "zstd": ZSTD,
+        "tfds": TFDS,
+        "tokenizers": TOKENIZERS,
+        "wandb": ["wandb>=0.19"],
+        "tests": [*TESTS, *PARQUET, *ZSTD, *TFDS, *TOKENIZERS],
+    },
+)
