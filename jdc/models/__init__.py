@@ -1,10 +1,9 @@
-"""Language models as pure functions."""
+"""Language models as pure functions; the decoder is `jdc.models.decoder.decoder`."""
 
 from jdc.models.base import BATCH_AXES, MESH_AXES, LanguageModel, Params
 from jdc.models.configs import DecoderConfig
 from jdc.models.cross_entropy import token_cross_entropy
-from jdc.models.decoder import decoder
-from jdc.models.partition import check_partition, partition_specs
+from jdc.models.partition import check_partition
 
 __all__ = [
   "BATCH_AXES",
@@ -13,7 +12,5 @@ __all__ = [
   "LanguageModel",
   "Params",
   "check_partition",
-  "decoder",
-  "partition_specs",
   "token_cross_entropy",
 ]

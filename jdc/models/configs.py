@@ -67,7 +67,8 @@ def _problems(config: DecoderConfig) -> Iterator[str]:
     yield f"tie_embeddings must be True or False, got {config.tie_embeddings!r}"
   heads_known = not bad_sizes & {"num_heads", "num_kv_heads"}
   if heads_known and config.num_heads % config.num_kv_heads:
-    yield f"num_heads {config.num_heads} must be a multiple of num_kv_heads {config.num_kv_heads}"
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    yield f"num_heads {heads} must be a multiple of num_kv_heads {kv_heads}"
   if not bad_sizes & {"width", "num_heads", "head_size"}:
     yield from _head_problems(config)
 

@@ -23,7 +23,7 @@ class Context(NamedTuple):
 
 
 def decoder(
-  config: DecoderConfig, loss_chunk: int | None | Literal["auto"] = "auto"
+  config: DecoderConfig, loss_chunk: int | Literal["auto"] | None = "auto"
 ) -> LanguageModel:
   """A decoder as pure functions over a nested dict of parameters.
 

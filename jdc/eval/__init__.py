@@ -1,0 +1,5 @@
+"""Evaluation on held-out text."""
+
+from jdc.eval.perplexity import evaluate
+
+__all__ = ["evaluate"]
