@@ -1,0 +1,230 @@
+"""Where the numbers of a run go: JSON lines, TensorBoard, W&B; and the log of example ids.
+
+`metrics.jsonl` and the log of example ids hold nothing that depends on the clock, so those of a
+resumed run equal an uninterrupted one's byte for byte; times are in `timing.jsonl`.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Writer(Protocol):
+  """Receives the metrics of a step, by path-like names such as `train/domain/web/loss`."""
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+  def flush(self) -> None: ...
+
+  def close(self) -> None: ...
+
+
+class JsonlWriter:
+  """Appends one JSON object a step.
+
+  Args:
+    path: the file; lines after `last_step` are cut off when it exists.
+    last_step: the step from which the run continues.
+  """
+
+  def __init__(self, path: Path, last_step: int):
+    _cut_lines(path, last_step)
+    self._file = path.open("a", encoding="utf-8")
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+  def flush(self) -> None:
+    self._file.flush()
+    os.fsync(self._file.fileno())
+
+  def close(self) -> None:
+    self.flush()
+    self._file.close()
+
+
+class TensorBoardWriter:
+  """Writes scalars for TensorBoard; those after `last_step` of an earlier run are hidden."""
+
+  def __init__(self, folder: Path, last_step: int):
+    import tensorboardX
+
+    self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=last_step + 1)
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    for name, value in metrics.items():
+      self._writer.add_scalar(name, value, step)
+
+  def flush(self) -> None:
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
+
+
+class WandbWriter:
+  """Sends scalars to W&B (`pip install jdc[wandb]`); a resumed run continues its own."""
+
+  def __init__(self, project: str, folder: Path, config: Mapping[str, Any]):
+    try:
+      import wandb
+    except ImportError as error:
+      raise ImportError("logging.wandb_project needs W&B: pip install jdc[wandb]") from error
+    self._run = wandb.init(
+      project=project, dir=str(folder), config=dict(config), id=folder.name, resume="allow"
+    )
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    self._run.log(dict(metrics), step=step)
+
+  def flush(self) -> None:
+    pass  # W&B sends on its own
+
+  def close(self) -> None:
+    self._run.finish()
+
+
+class ExampleLog:
+  """The example ids of every step, as raw little-endian int32 rows of one fixed width.
+
+  Args:
+    folder: receives `example_ids.i32` and its width in `example_ids.json`.
+    num_rows: rows trained in a step.
+    steps: complete steps to keep of an existing log; the rest is cut off.
+  """
+
+  def __init__(self, folder: Path, num_rows: int, steps: int):
+    self._num_rows = num_rows
+    path = folder / "example_ids.i32"
+    (folder / "example_ids.json").write_text(json.dumps({"rows_per_step": num_rows}))
+    size, kept = path.stat().st_size if path.exists() else 0, 4 * num_rows * steps
+    if size < kept:
+      raise ValueError(f"{path} holds {size} bytes, but the checkpoint needs {kept}")
+    if size > kept:
+      os.truncate(path, kept)
+    self._file = path.open("ab")
+
+  def append(self, example_ids: np.ndarray) -> None:
+    """Adds the ids of the next step."""
+    if example_ids.shape != (self._num_rows,):
+      raise ValueError(f"expected {self._num_rows} example ids, got {example_ids.shape}")
+    self._file.write(example_ids.astype("<i4").tobytes())
+
+  def flush(self) -> None:
+    """Makes what was appended durable."""
+    self._file.flush()
+    os.fsync(self._file.fileno())
+
+  def close(self) -> None:
+    """Flushes and closes the file."""
+    self.flush()
+    self._file.close()
+
+
+def read_example_ids(folder: Path | str) -> np.ndarray:
+  """Returns the example ids of a run, i32[steps, rows]; -1 is a row that did not count."""
+  folder = Path(folder)
+  width = json.loads((folder / "example_ids.json").read_text())["rows_per_step"]
+  return np.fromfile(folder / "example_ids.i32", "<i4").reshape(-1, width)
+
+
+def read_metrics(folder: Path | str, file: str = "metrics.jsonl") -> list[dict[str, float]]:
+  """Returns the logged metrics of a run, one dict a line."""
+  lines = (Path(folder) / file).read_text(encoding="utf-8").splitlines()
+  return [json.loads(line) for line in lines]
+
+
+class Window:
+  """Sums over the steps since the last log, kept as sums so that no mean is biased.
+
+  Everything is float64 on the host; `state` makes a resumed run log what an uninterrupted one
+  would have logged.
+  """
+
+  def __init__(self, num_domains: int):
+    self._num_domains = num_domains
+    self.reset()
+
+  def reset(self) -> None:
+    """Forgets what was added."""
+    self.steps = 0
+    self.sums = np.zeros((5, self._num_domains))
+
+  def add(
+    self,
+    domain_B: np.ndarray,
+    loss_B: np.ndarray,
+    num_tokens_B: np.ndarray,
+    weight_B: np.ndarray | None,
+    example_id_B: np.ndarray,
+  ) -> None:
+    """Adds a step; rows without target tokens or with a loss that is not finite are left out of the losses."""
+    weight_B = np.ones(len(loss_B)) if weight_B is None else weight_B
+    rows_B = (example_id_B >= 0).astype(float)
+    finite_B = np.isfinite(loss_B) & (num_tokens_B > 0)
+    tokens_B = np.where(finite_B, num_tokens_B, 0)
+    terms = (rows_B, tokens_B, tokens_B * np.where(finite_B, loss_B, 0.0), rows_B * weight_B)
+    not_finite_B = rows_B * (num_tokens_B > 0) * ~np.isfinite(loss_B)
+    self.steps += 1
+    for total_K, value_B in zip(self.sums, (*terms, not_finite_B), strict=True):
+      total_K += np.bincount(domain_B, value_B, minlength=self._num_domains)
+
+  def metrics(self, names: tuple[str, ...]) -> dict[str, float]:
+    """Returns means per domain; a domain that no step of the window drew has none."""
+    rows_K, tokens_K, loss_K, weight_K, not_finite_K = self.sums
+    out = {"train/num_nonfinite_losses": float(not_finite_K.sum())}
+    if tokens_K.sum() > 0:
+      out["train/loss"] = float(loss_K.sum() / tokens_K.sum())
+    for k, name in enumerate(names):
+      out[f"train/domain/{name}/window_share"] = float(rows_K[k] / max(rows_K.sum(), 1.0))
+      if tokens_K[k] > 0:
+        out[f"train/domain/{name}/loss"] = float(loss_K[k] / tokens_K[k])
+      if rows_K[k] > 0:
+        out[f"train/domain/{name}/weight"] = float(weight_K[k] / rows_K[k])
+    return out
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns the sums as JSON values."""
+    return {"steps": self.steps, "sums": self.sums.tolist()}
+
+  def from_json(self, values: Mapping[str, Any]) -> None:
+    """Continues from sums of `to_json`."""
+    self.steps, self.sums = int(values["steps"]), np.asarray(values["sums"], np.float64)
+
+
+def flatten(prefix: str, values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, float]:
+  """Returns scalars and per-domain vectors as floats by path."""
+  out: dict[str, float] = {}
+  for name, value in values.items():
+    array = np.asarray(value)
+    if array.ndim == 0:
+      out[f"{prefix}/{name}"] = float(array)
+    elif array.shape == (len(names),):
+      out |= {f"{prefix}/{name}/{n}": float(x) for n, x in zip(names, array, strict=True)}
+    else:
+      raise ValueError(f"metric {prefix}/{name} has shape {array.shape}; scalars are accepted")
+  return out
+
+
+def entropy(p_K: np.ndarray) -> float:
+  """Returns the entropy of a distribution in nats."""
+  positive = p_K[p_K > 0]
+  return float(-(positive * np.log(positive)).sum()) + 0.0 if len(positive) else math.nan
+
+
+def _cut_lines(path: Path, last_step: int) -> None:
+  if not path.exists():
+    return
+  kept = 0
+  with path.open("rb") as file:
+    for line in file:
+      # A line that a kill cut in half is after every saved step.
+      if not line.endswith(b"\n") or json.loads(line)["step"] > last_step:
+        break
+      kept += len(line)
+  os.truncate(path, kept)

@@ -1,0 +1,1 @@
+"""Per-example statistics, for training steps and for sweeps over the pool."""

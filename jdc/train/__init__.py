@@ -1,0 +1,1 @@
+"""Training under data policies: state, step, loop, checkpoints."""

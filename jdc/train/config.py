@@ -1,0 +1,315 @@
+"""The fields of a training run, and how a config file and flags fill them."""
+
+import dataclasses
+import difflib
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_collections
+
+from jdc.models.configs import DecoderConfig
+from jdc.policies import combine
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig:
+  """How rows are drawn; see `jdc.data.plan`."""
+
+  proportions: tuple[float, ...] = ()  # base proportions by sorted domain; empty: by size
+  draw: str = "shuffle"  # shuffle; top_k, gumbel_top_k or multinomial with a round selection
+  top_k_fraction: float = 1.0  # of the rows with finite logits that draw="top_k" keeps
+  domain_draw: str = "systematic"  # or "one" domain a step
+  steps_per_round: int = 100  # steps between the decisions of round-scope policies
+  round_ends: str = "steps"  # or "exhausted": when every kept row was drawn once
+  decision_lag: int = 1  # steps that a mixture decision takes to reach the batches; 0 waits
+  max_epochs: tuple[float, ...] = ()  # passes over each domain allowed; empty: no limit
+  on_exhausted: str = "renormalise"  # or "stop", when max_epochs is reached
+  sweep_rows: int = 0  # candidates of a round-scope selection; 0: the whole pool
+  sweep_batch_size: int = 0  # rows per forward pass of a sweep; 0: the batch size
+  num_candidates: int = 0  # rows that a step-scope selection chooses from; 0 without one
+  candidate_draw: str = "top_k"  # or gumbel_top_k, multinomial: among the candidates
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Sizes of the mesh axes; one may be -1 and takes the devices that are left."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+  """When the validation split is evaluated, besides before and after training."""
+
+  every_steps: int = 0  # 0: only before and after
+  max_rows: int = 0  # rows of each domain; 0: all
+  batch_size: int = 0  # 0: the training batch size
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """When the run is saved, besides at its end and on SIGTERM."""
+
+  every_steps: int = 1000
+  keep: int = 2  # newest checkpoints kept
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+  """Where metrics go, besides the terminal and `metrics.jsonl`."""
+
+  every_steps: int = 10
+  tensorboard: bool = True
+  wandb_project: str = ""  # empty: no W&B
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """What the model reads."""
+
+  path: str = ""  # a folder of domains; "python": text of this Python installation
+  tokenizer: str = "bytes"  # or the path of a Hugging Face tokenizer.json
+  bos_token: str = ""  # of that tokenizer; empty: none
+  eos_token: str = ""
+  text_field: str = "text"  # of JSON, Parquet and TFDS records
+  validation_fraction: float = 0.05  # of documents, in domains without validation files
+  on_bad_record: str = "error"  # or "quarantine": write aside, count, go on
+  cache_dir: str = ""  # of packed rows; empty: $JDC_CACHE, else ~/.cache/jdc
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW with warm-up and decay."""
+
+  learning_rate: float = 1e-3  # at its peak
+  schedule: str = "cosine"  # or "linear", "constant", after the warm-up
+  warmup_steps: int = 0
+  final_fraction: float = 0.1  # of the peak, at the end of the run
+  b1: float = 0.9
+  b2: float = 0.95
+  epsilon: float = 1e-8
+  weight_decay: float = 0.1  # of matrices
+  clip_norm: float = 1.0  # of the gradient; 0: no clipping
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+  """What the training loop needs to know, whatever the model and the data."""
+
+  seed: int = 0
+  num_steps: int = 1000
+  batch_size: int = 32  # rows of one optimizer step, over all devices
+  sequence_length: int = 256  # tokens predicted in a row
+  accumulation_steps: int = 1  # microbatches of one optimizer step
+  loss_average: str = "token"  # or "example"
+  max_skipped_in_row: int = 10  # steps without a finite loss before the run stops
+  plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+  checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+  logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
+
+  def __post_init__(self) -> None:
+    errors = _too_small(self, 1, "num_steps", "batch_size", "sequence_length")
+    errors += _too_small(self, 1, "accumulation_steps", "max_skipped_in_row")
+    errors += _too_small(self.plan, 1, "steps_per_round")
+    errors += _too_small(self.plan, 0, "sweep_rows", "sweep_batch_size", "num_candidates")
+    errors += _too_small(self.evaluation, 0, "every_steps", "max_rows", "batch_size")
+    errors += _too_small(self.checkpoint, 1, "every_steps", "keep")
+    errors += _too_small(self.logging, 1, "every_steps")
+    errors += _unknown(self, loss_average=("token", "example"))
+    errors += _unknown(self.plan, candidate_draw=("top_k", "gumbel_top_k", "multinomial"))
+    if self.batch_size % self.accumulation_steps:
+      errors.append(
+          f"batch_size={self.batch_size} must be divisible by "
+          f"accumulation_steps={self.accumulation_steps}"
+      )
+    if self.plan.num_candidates % self.batch_size:
+      errors.append(
+          f"plan.num_candidates={self.plan.num_candidates} must be a multiple of "
+          f"batch_size={self.batch_size}"
+      )
+    if errors:
+      raise ValueError("; ".join(errors))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(RunConfig):
+  """A whole run: what `launch/train.py` reads from a config file."""
+
+  data: DataConfig = dataclasses.field(default_factory=DataConfig)
+  model: DecoderConfig | None = None
+  optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+  mixture: Mapping[str, Any] | None = None  # of `policy(...)`, as the next three
+  selection: Mapping[str, Any] | None = None
+  ordering: Mapping[str, Any] | None = None
+  weighting: Mapping[str, Any] | None = None
+
+
+# A run may be resumed with other values of these.
+RESUMABLE = ("num_steps", "mesh", "evaluation", "checkpoint", "logging", "data.cache_dir")
+SLOTS = ("mixture", "selection", "ordering", "weighting")
+
+
+def policy(factory: Callable[..., Any], **arguments: Any) -> ml_collections.ConfigDict:
+  """Returns a config of a policy in which flags can override every parameter.
+
+  Args:
+    factory: what makes the policy, such as `mixture.odm` or a function of the config file.
+    **arguments: those that differ from the factory's defaults.
+
+  Raises:
+    TypeError: if the factory has no such parameter; close names are suggested.
+  """
+  parameters = inspect.signature(factory).parameters
+  unknown = [name for name in arguments if name not in parameters]
+  if unknown:
+    raise TypeError(f"{factory.__name__}: {_suggest(unknown, parameters)}")
+  fields: dict[str, Any] = {"factory": factory}
+  hints = typing.get_type_hints(factory)
+  for name, parameter in parameters.items():
+    value = arguments.get(name, parameter.default)
+    if value is inspect.Parameter.empty:
+      raise TypeError(f"{factory.__name__} needs a value for {name!r}")
+    fields[name] = _placeholder(hints.get(name)) if value is None else value
+  return ml_collections.ConfigDict(fields)
+
+
+def build_policies(config: TrainConfig) -> combine.Policies:
+  """Returns the policies that a config names; reports the faults of all slots at once."""
+  built, errors = {}, []
+  for slot in SLOTS:
+    chosen = getattr(config, slot)
+    if chosen is None:
+      continue
+    arguments = {k: _plain(v) for k, v in chosen.items() if k != "factory"}
+    try:
+      built[slot] = chosen["factory"](**arguments)
+    except (TypeError, ValueError) as error:
+      errors.append(f"{slot}: {error}")
+  if errors:
+    raise ValueError("; ".join(errors))
+  return combine.combine(**built)
+
+
+def to_config_dict(config: Any) -> ml_collections.ConfigDict:
+  """Returns a dataclass as a `ConfigDict`, whose fields flags can override."""
+  fields = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    fields[field.name] = to_config_dict(value) if dataclasses.is_dataclass(value) else value
+  return ml_collections.ConfigDict(fields, convert_dict=False)
+
+
+def from_config_dict(values: Mapping[str, Any], cls: type[Any] = TrainConfig) -> Any:
+  """Returns the dataclass that `values` describe; unknown fields are errors."""
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  unknown = [name for name in values if name not in fields]
+  if unknown:
+    raise ValueError(f"{cls.__name__}: {_suggest(unknown, fields)}")
+  hints = typing.get_type_hints(cls)
+  arguments = {}
+  for name, value in values.items():
+    nested = [t for t in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(t)]
+    if nested and value is not None:
+      value = from_config_dict(value, typing.cast(type, nested[0]))
+    arguments[name] = value
+  return cls(**arguments)
+
+
+def to_json(config: TrainConfig) -> dict[str, Any]:
+  """Returns the config as flat JSON values by dotted path; policies by the name of their factory."""
+  flat: dict[str, Any] = {}
+
+  def visit(prefix: str, value: Any) -> None:
+    if dataclasses.is_dataclass(value):
+      value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping | ml_collections.ConfigDict):
+      for name, item in value.items():
+        visit(f"{prefix}.{name}" if prefix else name, item)
+    elif callable(value):
+      flat[prefix] = f"{value.__module__}.{value.__qualname__}"
+    else:
+      flat[prefix] = list(value) if isinstance(value, tuple) else value
+
+  visit("", config)
+  return flat
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+  """Returns, as `name: saved -> current`, the fields that forbid a resume."""
+  names = sorted(saved.keys() | current.keys())
+  allowed = tuple(f"{name}." for name in RESUMABLE)
+  return [
+      f"{name}: {saved.get(name)!r} -> {current.get(name)!r}"
+      for name in names
+      if saved.get(name) != current.get(name)
+      and name not in RESUMABLE
+      and not name.startswith(allowed)
+  ]
+
+
+def parse_arg(arg: str | None, **known: Any) -> dict[str, Any]:
+  """Reads the part of `--config=file.py:ARG` after the colon.
+
+  `ARG` is a comma-separated list of `name=value` and of bare names, which mean `True`; values
+  take the type of their default.
+
+  Example:
+    >>> parse_arg("tiny,steps=5", tiny=False, steps=100)
+    {'tiny': True, 'steps': 5}
+  """
+  values = dict(known)
+  for part in filter(None, (arg or "").split(",")):
+    name, given, text = part.partition("=")
+    if name not in known:
+      raise ValueError(f"config argument: {_suggest([name], known)}")
+    default = known[name]
+    if not given:
+      if default is not False:
+        raise ValueError(f"config argument {name!r} needs a value, as in {name}={default}")
+      values[name] = True
+    elif isinstance(default, bool):
+      raise ValueError(f"config argument {name!r} is a switch and takes no value, got {text!r}")
+    else:
+      try:
+        values[name] = type(default)(text)
+      except ValueError:
+        kind = type(default).__name__
+        raise ValueError(f"config argument {name!r} must be of type {kind}, got {text!r}") from None
+  return values
+
+
+def _suggest(unknown: list[str], known: Any) -> str:
+  parts = []
+  for name in unknown:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    hint = f", did you mean {close[0]!r}?" if close else ""
+    parts.append(f"no field {name!r}{hint}")
+  return f"{'; '.join(parts)} (known: {', '.join(known)})"
+
+
+def _placeholder(hint: Any) -> Any:
+  kinds = [kind for kind in typing.get_args(hint) if kind in (int, float, str, bool, tuple)]
+  return ml_collections.config_dict.placeholder(kinds[0]) if kinds else None
+
+
+def _plain(value: Any) -> Any:
+  return value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
+
+
+def _too_small(config: Any, least: int, *names: str) -> list[str]:
+  wrong = [name for name in names if getattr(config, name) < least]
+  return [f"{name} must be at least {least}, got {getattr(config, name)}" for name in wrong]
+
+
+def _unknown(config: Any, **accepted: tuple[str, ...]) -> list[str]:
+  return [
+      f"{name} must be one of {known}, got {getattr(config, name)!r}"
+      for name, known in accepted.items()
+      if getattr(config, name) not in known
+  ]

@@ -1,0 +1,174 @@
+"""What happens between rounds: sweeps, round-scope updates, and their decisions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdc.data import loader, plan
+from jdc.data.batch import inputs_and_targets
+from jdc.models.base import LanguageModel
+from jdc.policies.base import DataPolicy, Decision, ExampleStats
+from jdc.policies.combine import Policies
+from jdc.stats import pool as pool_lib
+from jdc.train.state import TrainState, slots
+from jdc.train.step import example_stats
+
+# What a sweep can provide to `score`, and what an update after it can read besides.
+PROVIDED = frozenset({
+    "example_id", "domain", "num_tokens", "loss", "token_loss", "token_mask", "step",
+})  # fmt: skip
+
+
+class RoundStart(NamedTuple):
+  """The decisions with which a round begins."""
+
+  state: TrainState
+  rows: plan.RoundRows | None  # None: no slot decides about rows
+  mixture_logits: np.ndarray | None  # f32[K], of a round-scope mixture
+  metrics: dict[str, Any]  # by slot
+
+
+def make_round_start(
+    model: LanguageModel,
+    policies: Policies,
+    pool: loader.Pool,
+    domain_sizes: tuple[int, ...],
+    sweep_rows: int,
+    sweep_batch_size: int,
+    seed: int,
+    sharding: jax.NamedSharding,
+) -> Callable[[TrainState, int], RoundStart] | None:
+  """Returns the function `(state, round) -> RoundStart`, or `None` without round-scope policies."""
+  active = {n: p for n, p in slots(policies).items() if p.scope == "round"}
+  if not active:
+    return None
+  score_chunk = jax.jit(_scorer(model, active))
+  update = jax.jit(_updater(active))
+
+  def round_start(state: TrainState, round_: int) -> RoundStart:
+    ids = {name: _sweep_ids(policy, state.policies[name], domain_sizes, sweep_rows, seed, round_)
+           for name, policy in active.items()}  # fmt: skip
+    scores = {}
+    # Slots that sweep the same rows share one pass.
+    for sweep_ids in _distinct([ids[n] for n, p in active.items() if p.score is not None]):
+      swept = pool_lib.sweep(
+          score_chunk, state.params, (state.policies, state.step), pool, sweep_ids,
+          sweep_batch_size, sharding,
+      )  # fmt: skip
+      scores |= {n: s for n, s in swept.items() if np.array_equal(ids[n], sweep_ids)}
+    host = {
+        n: ExampleStats(example_id=ids[n], domain=pool.domain(ids[n]).astype(np.int32),
+                        score=scores.get(n))
+        for n in active
+    }  # fmt: skip
+    everywhere = jax.NamedSharding(sharding.mesh, jax.P())
+    decisions, states = update(loader.place(host, everywhere), state.policies, state.step)
+    state = state._replace(policies=state.policies | states)
+    fetched = jax.device_get(decisions)
+    metrics = {n: d.metrics for n, d in fetched.items() if d.metrics is not None}
+    mixture = fetched["mixture"].logits if "mixture" in fetched else None
+    return RoundStart(state, _round_rows(fetched, ids, len(pool), round_), mixture, metrics)
+
+  return round_start
+
+
+def _scorer(model: LanguageModel, active: dict[str, DataPolicy]) -> Callable:
+  def score_chunk(params: Any, context: Any, batch: loader.Batch) -> dict[str, jax.Array]:
+    states, step = context
+    inputs = inputs_and_targets(batch.tokens, batch.segments)
+    token_loss = model.token_losses(
+        params, inputs.tokens, inputs.targets, inputs.positions, inputs.segments
+    )
+    return {
+        name: policy.score(
+            example_stats(batch, inputs, token_loss, policy.observes, {"step": step}),
+            states[name],
+        )
+        for name, policy in active.items()
+        if policy.score is not None
+    }
+
+  return score_chunk
+
+
+def _updater(active: dict[str, DataPolicy]) -> Callable:
+  def update(
+      stats: dict[str, ExampleStats], states: dict[str, Any], step: jax.Array
+  ) -> tuple[dict[str, Decision], dict[str, Any]]:
+    decisions, new = {}, {}
+    for name, policy in active.items():
+      known = ExampleStats(
+          example_id=stats[name].example_id,
+          domain=stats[name].domain,
+          score=stats[name].score,
+          step=step,
+      )
+      decisions[name], new[name] = policy.update(known, states[name])
+    return decisions, new
+
+  return update
+
+
+def _sweep_ids(
+    policy: DataPolicy,
+    state: Any,
+    domain_sizes: tuple[int, ...],
+    sweep_rows: int,
+    seed: int,
+    round_: int,
+) -> np.ndarray:
+  if policy.sweep_ids is not None:
+    return np.asarray(policy.sweep_ids(state), np.int32)
+  return pool_lib.candidates(domain_sizes, sweep_rows, seed, round_)
+
+
+def _distinct(arrays: list[np.ndarray]) -> list[np.ndarray]:
+  kept: list[np.ndarray] = []
+  for array in arrays:
+    if not any(np.array_equal(array, other) for other in kept):
+      kept.append(array)
+  return kept
+
+
+def _round_rows(
+    decisions: dict[str, Decision], ids: dict[str, np.ndarray], num_rows: int, round_: int
+) -> plan.RoundRows | None:
+  """Spreads decisions about swept rows over the pool; rows that were not swept are out."""
+  logits_N = weights_N = None
+  for name in ("selection", "weighting"):
+    decision = decisions.get(name)
+    if decision is None:
+      continue
+    if decision.logits is not None:
+      logits_N = _spread(decision.logits, ids[name], num_rows, -np.inf)
+      if not np.any(np.isfinite(logits_N)):
+        raise FloatingPointError(
+            f"round {round_}: the {name} gave none of {len(decision.logits)} rows a finite "
+            "logit; see the metric num_nonfinite for scores that were not finite"
+        )
+    if decision.weights is not None:
+      spread_N = _spread(decision.weights, ids[name], num_rows, 1.0)
+      weights_N = spread_N if weights_N is None else weights_N * spread_N
+  if logits_N is None and weights_N is None:
+    return None
+  if logits_N is None:
+    logits_N = np.zeros(num_rows, np.float32)
+  return plan.RoundRows(logits_N, weights_N)
+
+
+def _spread(
+    values: np.ndarray, ids_C: np.ndarray, num_rows: int, absent: float
+) -> np.ndarray:
+  values = np.asarray(jnp.asarray(values, jnp.float32))
+  if values.shape == (num_rows,) and len(ids_C) != num_rows:
+    return values
+  if values.shape != ids_C.shape:
+    raise ValueError(
+        f"a round decision has shape {values.shape}; {ids_C.shape} or ({num_rows},) is expected"
+    )
+  spread = np.full(num_rows, absent, np.float32)
+  spread[ids_C[ids_C >= 0]] = values[ids_C >= 0]
+  return spread
