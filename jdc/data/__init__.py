@@ -1,0 +1,1 @@
+"""From raw text to the rows of each training step."""

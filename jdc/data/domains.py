@@ -1,0 +1,128 @@
+"""Folders of domains: which files are whose, and which are set apart for validation."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jdc.data import formats
+
+_SPLITS = {"train": "train", "val": "validation", "validation": "validation"}
+_OTHER_SPLITS = ("dev", "eval", "test", "valid")
+_IGNORED = (".", "README", "LICENSE")
+
+
+class DomainFiles(NamedTuple):
+  """The sources of one domain; `validation` is empty where no files are set apart for it."""
+
+  train: tuple[Path, ...]
+  validation: tuple[Path, ...] = ()
+
+
+def find_domains(folder: str | Path) -> dict[str, DomainFiles]:
+  """Finds the domains of a folder, one an entry, sorted by name.
+
+  An entry is a file `web.jsonl.gz`; or `web.train.jsonl.gz` beside `web.val.jsonl.gz` (or
+  `.validation.`); or a sub-folder `web/` of files, of which `val.jsonl` or `NAME.val.jsonl`
+  are for validation; or a sub-folder with the folders `train/` and `val/`, whatever depth the
+  files below have; or a prepared TFDS folder. Hidden files, README* and LICENSE* are ignored.
+
+  Raises:
+    ValueError: lists everything that is wrong: a missing or empty folder, two entries for the
+      same files of one domain, a suffix that is not accepted, an empty file, validation
+      without training files.
+  """
+  folder = Path(folder)
+  if not folder.is_dir():
+    raise ValueError(f"{folder}: no such folder of domains")
+  problems: list[str] = []
+  found: dict[str, dict[str, list[Path]]] = {}
+  origin: dict[tuple[str, str], Path] = {}
+  for entry in _entries(folder):
+    name, files = _folder_domain(entry) if entry.is_dir() else _file_domain(entry)
+    problems += files.pop("problems", [])
+    for split, paths in files.items():
+      other = origin.setdefault((name, split), entry)
+      if other != entry:
+        problems.append(f"{entry}: domain {name!r} already has {split} files from {other}")
+      found.setdefault(name, {})[split] = paths
+  for name, files in found.items():
+    if "train" not in files:
+      problems.append(f"{folder}: domain {name!r} has validation files but none to train on")
+    problems += [f"{p}: empty file" for paths in files.values() for p in paths if _is_empty(p)]
+  if not found and not problems:
+    problems.append(f"{folder}: holds no domain; accepted: {formats.ACCEPTED}, or sub-folders")
+  if problems:
+    raise ValueError("\n".join(problems))
+  return {
+    name: DomainFiles(tuple(found[name]["train"]), tuple(found[name].get("validation", ())))
+    for name in sorted(found)
+  }
+
+
+def _entries(folder: Path) -> list[Path]:
+  return sorted(path for path in folder.iterdir() if _visible(path, folder))
+
+
+def _file_domain(path: Path) -> tuple[str, dict[str, Any]]:
+  name = formats.parse_name(path.name)
+  if name is None:
+    return "", {"problems": [f"{path}: unknown suffix; accepted: {formats.ACCEPTED}"]}
+  domain, _, tag = name.stem.rpartition(".")
+  if tag in _OTHER_SPLITS and domain:
+    return "", {"problems": [f"{path}: split {tag!r} unknown; accepted: {list(_SPLITS)}"]}
+  if tag not in _SPLITS:
+    return name.stem, {"train": [path]}
+  if not domain:
+    return "", {"problems": [f"{path}: names no domain; accepted: NAME.{path.name}"]}
+  return domain, {_SPLITS[tag]: [path]}
+
+
+def _folder_domain(folder: Path) -> tuple[str, dict[str, Any]]:
+  if (folder / "dataset_info.json").is_file():
+    return folder.name, _tfds_domain(folder)
+  problems: list[str] = []
+  files: dict[str, Any] = {}
+  entries = _entries(folder)
+  if any(path.is_dir() for path in entries):
+    for path in entries:
+      if path.name not in _SPLITS or not path.is_dir():
+        problems.append(f"{path}: accepted beside train/ and val/ are only such folders")
+        continue
+      below = sorted(p for p in path.rglob("*") if p.is_file() and _visible(p, path))
+      files.setdefault(_SPLITS[path.name], []).extend(below)
+  else:
+    for path in entries:
+      name = formats.parse_name(path.name)
+      tag = name.stem.rpartition(".")[2] if name else ""
+      files.setdefault(_SPLITS.get(tag, "train"), []).append(path)
+  problems += [
+    f"{path}: unknown suffix; accepted: {formats.ACCEPTED}"
+    for paths in files.values()
+    for path in paths
+    if formats.parse_name(path.name) is None
+  ]
+  if not files and not problems:
+    problems.append(f"{folder}: holds no files")
+  problems += [f"{folder}: holds no {split} files" for split in files if not files[split]]
+  return folder.name, {**files, "problems": problems}
+
+
+def _tfds_domain(folder: Path) -> dict[str, Any]:
+  info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
+  names = [split["name"] for split in info["splits"]]
+  return {_SPLITS[n]: [Path(f"{formats.TFDS}{folder}:{n}")] for n in names if n in _SPLITS}
+
+
+def _visible(path: Path, folder: Path) -> bool:
+  parts = path.relative_to(folder).parts
+  return not any(part.startswith(_IGNORED) for part in parts)
+
+
+def _is_empty(path: Path) -> bool:
+  name = formats.parse_name(path.name)
+  if str(path).startswith(formats.TFDS) or name is None:
+    return False
+  try:
+    return not any(formats.chunks(path, name.compression))
+  except ValueError:  # damaged data: the reader says where
+    return False

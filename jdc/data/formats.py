@@ -1,0 +1,258 @@
+"""File formats of raw text: every record with its place, or with what is wrong with it."""
+
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+ACCEPTED = (
+  ".jsonl or .json (one JSON object a line) and .txt (one document a file), each also .gz "
+  "or .zst; .parquet; .array_record or .arrayrecord"
+)
+TFDS = "tfds:"
+_CHUNK = 1 << 20
+_RECORDS = 1024
+_NAME = re.compile(
+  r"(?P<stem>.+?)\.(?:(?P<text>jsonl|json|txt)(?P<compression>\.gz|\.zst)?"
+  r"|(?P<binary>parquet|array_record|arrayrecord))(?:-\d+-of-\d+)?"
+)
+
+
+class FileName(NamedTuple):
+  """A file name taken apart."""
+
+  stem: str
+  format: str  # jsonl, txt, parquet or array_record
+  compression: str  # "", ".gz" or ".zst"
+
+
+class Record(NamedTuple):
+  """One record of a source, before its text is looked up."""
+
+  where: str  # "file:line" or "file[index]"
+  fields: Mapping[str, Any]
+  raw: Any  # what the source holds, for a quarantine file
+  error: str = ""  # why there are no fields
+
+
+def parse_name(name: str) -> FileName | None:
+  """Returns the parts of a file name, `None` where its suffix is not an accepted one."""
+  match = _NAME.fullmatch(name)
+  if match is None:
+    return None
+  kind = match["text"] or match["binary"]
+  names = {"json": "jsonl", "arrayrecord": "array_record"}
+  return FileName(match["stem"], names.get(kind, kind), match["compression"] or "")
+
+
+def import_extra(module: str, extra: str) -> ModuleType:
+  """Imports an optional package, or says which extra installs it."""
+  try:
+    return __import__(module, fromlist=["_"])
+  except ImportError as error:
+    raise ImportError(f"{module} is needed here: pip install jdc[{extra}]") from error
+
+
+def parse_json(where: str, raw: bytes) -> Record:
+  """Returns the record of one line or entry that should be a JSON object in UTF-8."""
+  try:
+    value = json.loads(raw.decode("utf-8"))
+  except UnicodeDecodeError as error:
+    return Record(where, {}, raw, f"invalid UTF-8 at byte {error.start}")
+  except (ValueError, RecursionError) as error:
+    return Record(where, {}, raw, f"invalid JSON: {error}")
+  if not isinstance(value, dict):
+    return Record(where, {}, raw, f"a JSON {type(value).__name__}, not an object")
+  return Record(where, value, raw)
+
+
+def chunks(path: Path, compression: str) -> Iterator[bytes]:
+  """Yields the bytes of a file, decompressed; ValueError where the stream breaks off."""
+  with open(path, "rb") as file:
+    if not compression:
+      yield from iter(lambda: file.read(_CHUNK), b"")
+      return
+    new_stream, failure = _decompressor(compression)
+    stream = None
+    while data := file.read(_CHUNK):
+      while data:
+        stream = stream or new_stream()
+        try:
+          chunk = stream.decompress(data)
+        except failure as error:
+          raise ValueError(f"damaged {compression} data: {error}") from error
+        # A file may hold several streams, one after the other, and gzip may be padded.
+        done = stream.eof
+        data = stream.unused_data.lstrip(b"\0") if done else b""
+        stream = None if done else stream
+        yield chunk
+  if stream is not None:
+    raise ValueError(f"truncated {compression} data")
+
+
+def lines(path: Path, compression: str) -> Iterator[tuple[bytes, str]]:
+  """Yields (line, ""), and at last (rest, error) where the file is damaged."""
+  parts: list[bytes] = []
+  try:
+    for chunk in chunks(path, compression):
+      first, *rest = chunk.split(b"\n")
+      parts.append(first)
+      if rest:
+        yield b"".join(parts), ""
+        yield from ((line, "") for line in rest[:-1])
+        parts = rest[-1:]
+  except ValueError as error:
+    yield b"".join(parts), str(error)
+    return
+  if last := b"".join(parts):
+    yield last, ""
+
+
+def records(source: str, text_field: str) -> Iterator[Record]:
+  """Yields every record of one source. Blank lines hold none.
+
+  Raises:
+    ValueError: where nothing of the source can be read, whatever becomes of bad records.
+  """
+  if source.startswith(TFDS):
+    yield from _tfds_records(source)
+    return
+  path = Path(source)
+  name = parse_name(path.name)
+  if name is None:
+    raise ValueError(f"{path}: unknown suffix; accepted: {ACCEPTED}")
+  if name.format == "jsonl":
+    yield from _jsonl_records(path, name.compression)
+  elif name.format == "txt":
+    yield _text_record(path, name.compression, text_field)
+  elif name.format == "parquet":
+    yield from _parquet_records(path, text_field)
+  else:
+    yield from _array_records(path)
+
+
+def open_tfds(source: str) -> Any:
+  """Opens `tfds:NAME[:SPLIT]` or `tfds:FOLDER[:SPLIT]`, already prepared, without TensorFlow.
+
+  Returns:
+    The random-access data source; its elements are dicts.
+  """
+  tfds = import_extra("tensorflow_datasets", "tfds")
+  builder, split = tfds_builder(source)
+  if split not in builder.info.splits:
+    raise ValueError(f"{source}: no split {split!r}; prepared: {sorted(builder.info.splits)}")
+  if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+    raise ValueError(
+      f"{source}: prepared as {builder.info.file_format}; accepted: array_record "
+      "(prepare it with file_format='array_record')"
+    )
+  return builder.as_data_source(split)
+
+
+def tfds_builder(source: str) -> tuple[Any, str]:
+  """Returns the builder that a TFDS source names, and the split (train where none is given)."""
+  tfds = import_extra("tensorflow_datasets", "tfds")
+  name, _, split = source.removeprefix(TFDS).rpartition(":")
+  if not name or re.match(r"[\d*]+\.", split):  # a version such as 1.0.0 also follows a colon
+    name, split = source.removeprefix(TFDS), "train"
+  if Path(name, "dataset_info.json").exists():
+    return tfds.builder_from_directory(name), split
+  try:
+    return tfds.builder(name), split
+  except tfds.core.registered.DatasetNotFoundError as error:
+    raise ValueError(f"{source}: neither a prepared folder nor a known dataset") from error
+
+
+def files_of(source: str) -> list[Path]:
+  """Returns the files that a source is read from."""
+  if not source.startswith(TFDS):
+    return [Path(source)]
+  folder = Path(tfds_builder(source)[0].data_path)
+  return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def _decompressor(compression: str) -> tuple[Callable[[], Any], type[Exception]]:
+  if compression == ".gz":
+    return lambda: zlib.decompressobj(wbits=zlib.MAX_WBITS | 16), zlib.error
+  zstandard = import_extra("zstandard", "zstd")
+  return lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
+
+
+def _jsonl_records(path: Path, compression: str) -> Iterator[Record]:
+  for number, (line, error) in enumerate(lines(path, compression), start=1):
+    where = f"{path}:{number}"
+    if error:
+      yield Record(where, {}, line, error)
+    elif line and not line.isspace():
+      yield parse_json(where, line)
+
+
+def _text_record(path: Path, compression: str, text_field: str) -> Record:
+  parts: list[bytes] = []
+  try:
+    parts.extend(chunks(path, compression))
+    raw = b"".join(parts)
+    return Record(f"{path}:1", {text_field: raw.decode("utf-8")}, raw)
+  except UnicodeDecodeError as error:
+    number = raw.count(b"\n", 0, error.start) + 1
+    return Record(f"{path}:{number}", {}, raw, f"invalid UTF-8 at byte {error.start}")
+  except ValueError as error:
+    raw = b"".join(parts)
+    number = raw.count(b"\n") + 1
+    return Record(f"{path}:{number}", {}, raw, str(error))
+
+
+def _parquet_records(path: Path, text_field: str) -> Iterator[Record]:
+  index = 0
+  with open_parquet(path, text_field) as file:
+    for batch in file.iter_batches(batch_size=_RECORDS, columns=[text_field]):
+      for value in parquet_values(batch.column(0)):
+        yield Record(f"{path}[{index}]", {text_field: value}, value)
+        index += 1
+
+
+def open_parquet(path: Path, text_field: str) -> Any:
+  """Opens a Parquet file that has the column `text_field`, else ValueError."""
+  parquet = import_extra("pyarrow.parquet", "parquet")
+  try:
+    file = parquet.ParquetFile(path)
+  except ValueError as error:
+    raise ValueError(f"{path}: not readable as Parquet: {error}") from error
+  if text_field not in file.schema_arrow.names:
+    raise ValueError(
+      f"{path}: no column {text_field!r}; columns present: {file.schema_arrow.names}"
+    )
+  return file
+
+
+def parquet_values(column: Any) -> list[Any]:
+  """Returns a column as Python values, strings as bytes: some writers store invalid UTF-8."""
+  arrow = import_extra("pyarrow", "parquet")
+  if arrow.types.is_string(column.type) or arrow.types.is_large_string(column.type):
+    column = column.cast(arrow.large_binary())
+  return column.to_pylist()
+
+
+def _array_records(path: Path) -> Iterator[Record]:
+  module = import_extra("array_record.python.array_record_module", "tfds")
+  reader = module.ArrayRecordReader(str(path))
+  try:
+    count = reader.num_records()
+    if count == 0:  # this is also what a truncated file reports
+      raise ValueError(f"{path}: damaged as ArrayRecord, or without a record")
+    for start in range(0, count, _RECORDS):
+      block = reader.read(start, min(start + _RECORDS, count))
+      for index, raw in enumerate(block, start):
+        yield parse_json(f"{path}[{index}]", raw)
+  finally:
+    reader.close()
+
+
+def _tfds_records(source: str) -> Iterator[Record]:
+  data = open_tfds(source)
+  for index in range(len(data)):
+    fields = data[index]
+    yield Record(f"{source}[{index}]", fields, fields)

@@ -1,0 +1,172 @@
+"""Raw text sources: documents, one at a time or by random access, with their place."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import grain
+
+from jdc.data import formats, random_access
+from jdc.data.domains import DomainFiles as DomainFiles
+from jdc.data.domains import find_domains as find_domains
+
+OnBadRecord = Literal["error", "quarantine"]
+
+
+class Document(NamedTuple):
+  """A text, and where it stands: "file:line" or "file[index]"."""
+
+  text: str
+  where: str
+
+
+@dataclasses.dataclass
+class ReadReport:
+  """Counts of one pass over sources, filled while the documents are read."""
+
+  num_documents: int = 0
+  num_bad_records: int = 0
+
+
+def read_documents(
+  paths: Iterable[str | Path],
+  text_field: str = "text",
+  on_bad_record: OnBadRecord = "error",
+  quarantine: str | Path | None = None,
+  report: ReadReport | None = None,
+) -> Iterator[Document]:
+  """Reads documents one at a time, in the order of the sources.
+
+  The format follows from the file name: `.jsonl` or `.json` (one JSON object a line, blank
+  lines hold no record) and `.txt` (one document a file), each also `.gz` or `.zst`;
+  `.parquet`; `.array_record` or `.arrayrecord` (records are JSON objects in UTF-8). TFDS data
+  sets that are prepared as ArrayRecord are named `tfds:NAME[:SPLIT]` or given as their folder
+  (split train) or `tfds:FOLDER[:SPLIT]`; TensorFlow is not imported.
+
+  A bad record is one that is not a JSON object in UTF-8, lacks `text_field`, holds something
+  else than a string there, or an empty one; so is what follows a break in compressed data.
+
+  Args:
+    paths: files and TFDS sources.
+    text_field: the field or column that holds the text.
+    on_bad_record: "error" raises at the first bad record; "quarantine" appends it to the file
+      `quarantine` as a JSON line with the fields `where`, `error` and `raw`, and goes on.
+    quarantine: the file of bad records.
+    report: counts documents and bad records.
+
+  Returns:
+    An iterator of documents.
+
+  Raises:
+    ValueError: at the call, if a path is missing, its suffix is not accepted or an option is
+      wrong; while reading, at a bad record, or at a file of which nothing can be read.
+    ImportError: if a format needs a package that is not installed.
+  """
+  sources = [_source(path) for path in paths]
+  problems = [problem for source in sources if (problem := _problem(source))]
+  if not sources:
+    problems.append("no files are given")
+  if on_bad_record not in ("error", "quarantine"):
+    problems.append(f"on_bad_record must be 'error' or 'quarantine', got {on_bad_record!r}")
+  if on_bad_record == "quarantine" and quarantine is None:
+    problems.append("on_bad_record='quarantine' needs a quarantine file, got None")
+  if problems:
+    raise ValueError("\n".join(problems))
+  set_aside = Path(quarantine) if quarantine and on_bad_record == "quarantine" else None
+  return _documents(sources, text_field, set_aside, report or ReadReport())
+
+
+def text_of(record: formats.Record, text_field: str) -> tuple[str, str]:
+  """Returns (text, "") of a good record and ("", what is wrong) of a bad one."""
+  if record.error:
+    return "", record.error
+  if text_field not in record.fields:
+    return "", f"field {text_field!r} is absent; fields present: {sorted(record.fields)}"
+  text = record.fields[text_field]
+  try:
+    if isinstance(text, bytes):
+      text = text.decode("utf-8")
+    if not isinstance(text, str):
+      return "", f"field {text_field!r} is of type {type(text).__name__}, not a string"
+    text.encode("utf-8")
+  except UnicodeError as error:
+    return "", f"field {text_field!r} is not valid Unicode: {error}"
+  return text, "" if text else f"field {text_field!r} is empty"
+
+
+def open_source(path: str | Path, text_field: str = "text") -> grain.MapDataset[Document]:
+  """Opens a source for random access: uncompressed JSONL, Parquet, ArrayRecord or TFDS.
+
+  JSONL is read through once to find where its lines start. A bad record raises when it is
+  asked for.
+
+  Args:
+    path: a file, a prepared TFDS folder or `tfds:NAME[:SPLIT]`.
+    text_field: the field or column that holds the text.
+
+  Returns:
+    A dataset of documents.
+
+  Raises:
+    ValueError: if the path is missing or its format has no random access.
+  """
+  source = _source(path)
+  if problem := _problem(source):
+    raise ValueError(problem)
+
+  def document(record: formats.Record) -> Document:
+    text, error = text_of(record, text_field)
+    if error:
+      raise ValueError(f"{record.where}: {error}")
+    return Document(text, record.where)
+
+  return grain.MapDataset.source(random_access.open_records(source, text_field)).map(document)
+
+
+def _source(path: str | Path) -> str:
+  if Path(path, "dataset_info.json").is_file():
+    return f"{formats.TFDS}{path}:train"
+  return str(path)
+
+
+def _problem(source: str) -> str:
+  if source.startswith(formats.TFDS):
+    return ""
+  if not Path(source).is_file():
+    return f"{source}: no such file"
+  if formats.parse_name(Path(source).name) is None:
+    return f"{source}: unknown suffix; accepted: {formats.ACCEPTED}"
+  return ""
+
+
+def _documents(
+  sources: list[str], text_field: str, quarantine: Path | None, report: ReadReport
+) -> Iterator[Document]:
+  for source in sources:
+    for record in formats.records(source, text_field):
+      text, error = text_of(record, text_field)
+      if not error:
+        report.num_documents += 1
+        yield Document(text, record.where)
+        continue
+      if quarantine is None:
+        raise ValueError(
+          f"{record.where}: {error}; accepted: a non-empty string {text_field!r} in UTF-8, "
+          "or on_bad_record='quarantine'"
+        )
+      set_aside(quarantine, record.where, error, record.raw)
+      report.num_bad_records += 1
+
+
+def set_aside(quarantine: Path, where: str, error: str, raw: Any) -> None:
+  """Appends a bad record to the quarantine file."""
+  with open(quarantine, "a", encoding="utf-8") as file:
+    file.write(json.dumps({"where": where, "error": error, "raw": _printable(raw)}) + "\n")
+
+
+def _printable(raw: Any) -> str:
+  if isinstance(raw, bytes):
+    return raw.decode("utf-8", "backslashreplace")
+  return raw if isinstance(raw, str) else repr(raw)

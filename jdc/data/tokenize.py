@@ -1,0 +1,148 @@
+"""Tokenizers: bytes, and any Hugging Face tokenizer file."""
+
+import difflib
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jdc.data.formats import import_extra
+
+Encoded = tuple[np.ndarray, np.ndarray]  # ids i32[n], byte starts i32[n]
+
+
+class Tokenizer(NamedTuple):
+  """Functions between text and token ids.
+
+  `encode` returns (ids i32[n], byte_starts i32[n]). Token j covers the UTF-8 bytes of the text
+  from byte_starts[j] up to the start of the next token; byte_starts[0] = 0 and the last token
+  ends with the text, so that the tokens share out every byte. Names of special tokens in a
+  text are text: no document can hold a boundary token. `decode` leaves special tokens out.
+  """
+
+  encode: Callable[[str], Encoded]
+  encode_batch: Callable[[Sequence[str]], list[Encoded]]
+  decode: Callable[[Sequence[int] | np.ndarray], str]
+  vocab_size: int  # ids are below it
+  bos_id: int | None
+  eos_id: int | None
+  fingerprint: str  # of everything that decides the ids
+
+
+def byte_tokenizer() -> Tokenizer:
+  r"""Returns the tokenizer whose tokens are the UTF-8 bytes, then BOS = 256 and EOS = 257.
+
+  `decode` gives back the text exactly; bytes that are not valid UTF-8 come out as \xNN.
+
+  Example:
+    >>> tokenizer = byte_tokenizer()
+    >>> ids, byte_starts = tokenizer.encode("né")
+    >>> ids.tolist(), byte_starts.tolist()
+    ([110, 195, 169], [0, 1, 2])
+    >>> tokenizer.decode(ids)
+    'né'
+  """
+
+  def encode(text: str) -> Encoded:
+    ids = np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+    return ids, np.arange(len(ids), dtype=np.int32)
+
+  def encode_batch(texts: Sequence[str]) -> list[Encoded]:
+    return [encode(text) for text in texts]
+
+  def decode(ids: Sequence[int] | np.ndarray) -> str:
+    ids = _checked_ids(ids, 258)
+    return ids[ids < 256].astype(np.uint8).tobytes().decode("utf-8", "backslashreplace")
+
+  return Tokenizer(encode, encode_batch, decode, 258, 256, 257, "bytes-256-257")
+
+
+def from_file(
+  path: str | Path, bos_token: str | None = None, eos_token: str | None = None
+) -> Tokenizer:
+  """Opens a Hugging Face `tokenizer.json`; needs the extra `tokenizers`.
+
+  Truncation, padding and special tokens that the file would add are switched off: text is
+  tokenized whole, and boundary tokens are those named here.
+
+  Args:
+    path: the file.
+    bos_token: the token that starts a document, such as "<s>"; none where `None`.
+    eos_token: the token that ends a document.
+
+  Raises:
+    ValueError: if the file is missing or no tokenizer file, or if a token is not in its
+      vocabulary (near ones are listed).
+    ImportError: if the package `tokenizers` is not installed.
+  """
+  tokenizers = import_extra("tokenizers", "tokenizers")
+  path = Path(path)
+  if not path.is_file():
+    raise ValueError(f"{path}: no such tokenizer file")
+  content = path.read_bytes()
+  try:
+    model = tokenizers.Tokenizer.from_buffer(content)
+  except Exception as error:  # the library raises no narrower type
+    raise ValueError(f"{path}: not a Hugging Face tokenizer.json: {error}") from error
+  vocabulary = model.get_vocab(with_added_tokens=True)
+  names = {"bos_token": bos_token, "eos_token": eos_token}
+  problems = [
+    f"{path}: {field} {token!r} is not in the vocabulary; near: {_near(token, vocabulary)}"
+    for field, token in names.items()
+    if token is not None and token not in vocabulary
+  ]
+  if problems:
+    raise ValueError("\n".join(problems))
+  model.no_truncation()
+  model.no_padding()
+  model.post_processor = None  # it would also cut spaces off the offsets
+  model.encode_special_tokens = True
+  vocab_size = max(vocabulary.values()) + 1
+
+  def encode_batch(texts: Sequence[str]) -> list[Encoded]:
+    encodings = model.encode_batch(list(texts), add_special_tokens=False)
+    return [_encoded(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+
+  def encode(text: str) -> Encoded:
+    return _encoded(text, model.encode(text, add_special_tokens=False))
+
+  def decode(ids: Sequence[int] | np.ndarray) -> str:
+    return model.decode(_checked_ids(ids, vocab_size).tolist())
+
+  bos_id = None if bos_token is None else vocabulary[bos_token]
+  eos_id = None if eos_token is None else vocabulary[eos_token]
+  digest = hashlib.blake2b(content + f"|{bos_id}|{eos_id}".encode(), digest_size=16)
+  return Tokenizer(encode, encode_batch, decode, vocab_size, bos_id, eos_id, digest.hexdigest())
+
+
+def _encoded(text: str, encoding: Any) -> Encoded:
+  ids = np.array(encoding.ids, np.int32)
+  if not len(ids):
+    return ids, ids
+  starts = np.array(encoding.offsets, np.int64)[:, 0]
+  starts[0] = 0  # what the tokenizer drops before the first token counts for that token
+  if not text.isascii():
+    starts = _char_byte_starts(text)[starts]
+  return ids, np.maximum.accumulate(starts).astype(np.int32)
+
+
+def _char_byte_starts(text: str) -> np.ndarray:
+  """Returns the byte offset of every character, and the number of bytes at the end."""
+  chars = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+  num_bytes = 1 + (chars >= 0x80).astype(np.int64) + (chars >= 0x800) + (chars >= 0x10000)
+  return np.concatenate([[0], np.cumsum(num_bytes)])
+
+
+def _checked_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
+  ids = np.asarray(ids, np.int64).reshape(-1)
+  if bad := sorted({*ids[(ids < 0) | (ids >= vocab_size)].tolist()}):
+    raise ValueError(f"token ids must be in [0, {vocab_size}), got {bad[:10]}")
+  return ids
+
+
+def _near(token: str, vocabulary: dict[str, int]) -> list[str]:
+  folded: dict[str, str] = {name.lower(): name for name in vocabulary}
+  close = difflib.get_close_matches(token.lower(), folded, n=5, cutoff=0.5)
+  return [folded[name] for name in close]
