@@ -1,22 +1,25 @@
 """From packed rows to what a language model reads."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 
 class RowInputs(NamedTuple):
   """A batch of rows split into inputs and targets, T positions each."""
 
-  tokens: np.ndarray  # i32[B, T], inputs
-  targets: np.ndarray  # i32[B, T], the token after each input
-  positions: np.ndarray  # i32[B, T], from 0 in each segment
-  segments: np.ndarray  # i32[B, T], of the inputs; 0 is padding
-  mask: np.ndarray  # bool[B, T], True where the target counts
+  tokens: Any  # i32[B, T], inputs
+  targets: Any  # i32[B, T], the token after each input
+  positions: Any  # i32[B, T], from 0 in each segment
+  segments: Any  # i32[B, T], of the inputs; 0 is padding
+  mask: Any  # bool[B, T], True where the target counts
 
 
-def inputs_and_targets(tokens_BxT1: np.ndarray, segments_BxT1: np.ndarray) -> RowInputs:
+def inputs_and_targets(tokens_BxT1: Any, segments_BxT1: Any) -> RowInputs:
   """Shifts rows by one token; a target counts where it continues its input's segment.
+
+  Works on NumPy arrays and on traced JAX arrays.
 
   Args:
     tokens_BxT1: i32[B, T + 1].
@@ -42,15 +45,22 @@ def inputs_and_targets(tokens_BxT1: np.ndarray, segments_BxT1: np.ndarray) -> Ro
     )
   if tokens_BxT1.ndim != 2 or tokens_BxT1.shape[1] < 2:
     raise ValueError(f"rows must be [B, T + 1] with T >= 1, got {tokens_BxT1.shape}")
+  xp = tokens_BxT1.__array_namespace__()
   segments_BxT = segments_BxT1[:, :-1]
-  starts_BxT = np.ones(segments_BxT.shape, bool)
-  starts_BxT[:, 1:] = segments_BxT[:, 1:] != segments_BxT[:, :-1]
-  index_T = np.arange(segments_BxT.shape[1], dtype=np.int32)
-  start_BxT = np.maximum.accumulate(np.where(starts_BxT, index_T, 0), axis=1)
+  first_Bx1 = xp.ones_like(segments_BxT[:, :1], dtype=bool)
+  starts_BxT = xp.concat([first_Bx1, segments_BxT[:, 1:] != segments_BxT[:, :-1]], axis=1)
+  index_T = xp.arange(segments_BxT.shape[1], dtype=xp.int32)
+  start_BxT = _running_maximum(xp.where(starts_BxT, index_T, 0))
   return RowInputs(
-    tokens=np.asarray(tokens_BxT1[:, :-1], np.int32),
-    targets=np.asarray(tokens_BxT1[:, 1:], np.int32),
-    positions=np.asarray(index_T - start_BxT, np.int32),
-    segments=np.asarray(segments_BxT, np.int32),
+    tokens=tokens_BxT1[:, :-1].astype(xp.int32),
+    targets=tokens_BxT1[:, 1:].astype(xp.int32),
+    positions=(index_T - start_BxT).astype(xp.int32),
+    segments=segments_BxT.astype(xp.int32),
     mask=(segments_BxT1[:, 1:] == segments_BxT) & (segments_BxT != 0),
   )
+
+
+def _running_maximum(x_BxT: Any) -> Any:
+  if isinstance(x_BxT, np.ndarray):
+    return np.maximum.accumulate(x_BxT, axis=1)
+  return jax.lax.cummax(x_BxT, axis=1)
