@@ -238,17 +238,18 @@ def parquet_values(column: Any) -> list[Any]:
 
 def _array_records(path: Path) -> Iterator[Record]:
   module = import_extra("array_record.python.array_record_module", "tfds")
-  reader = module.ArrayRecordReader(str(path))
   try:
+    reader = module.ArrayRecordReader(str(path))
     count = reader.num_records()
-    if count == 0:  # this is also what a truncated file reports
+    if not reader.ok() or count == 0:  # a truncated file reports no records
       raise ValueError(f"{path}: damaged as ArrayRecord, or without a record")
     for start in range(0, count, _RECORDS):
       block = reader.read(start, min(start + _RECORDS, count))
       for index, raw in enumerate(block, start):
         yield parse_json(f"{path}[{index}]", raw)
-  finally:
     reader.close()
+  except RuntimeError as error:
+    raise ValueError(f"{path}: damaged as ArrayRecord: {error}") from error
 
 
 def _tfds_records(source: str) -> Iterator[Record]:

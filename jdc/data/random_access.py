@@ -30,7 +30,10 @@ def open_records(source: str, text_field: str) -> RandomAccess:
   if name and name.format == "array_record":
     from grain.sources import ArrayRecordDataSource
 
-    return _Entries(source, ArrayRecordDataSource([source]))
+    try:
+      return _Entries(source, ArrayRecordDataSource([source]))
+    except RuntimeError as error:
+      raise ValueError(f"{source}: damaged as ArrayRecord: {error}") from error
   raise ValueError(
     f"{source}: no random access; accepted: uncompressed .jsonl, .parquet, .array_record, TFDS"
   )

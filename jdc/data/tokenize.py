@@ -87,9 +87,12 @@ def from_file(
   except Exception as error:  # the library raises no narrower type
     raise ValueError(f"{path}: not a Hugging Face tokenizer.json: {error}") from error
   vocabulary = model.get_vocab(with_added_tokens=True)
+  added = model.get_added_tokens_decoder().values()
+  special = sorted(token.content for token in added if token.special)
   names = {"bos_token": bos_token, "eos_token": eos_token}
   problems = [
-    f"{path}: {field} {token!r} is not in the vocabulary; near: {_near(token, vocabulary)}"
+    f"{path}: {field} {token!r} is not in the vocabulary; near: {_near(token, vocabulary)}; "
+    f"special tokens: {special}"
     for field, token in names.items()
     if token is not None and token not in vocabulary
   ]
@@ -143,6 +146,6 @@ def _checked_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray
 
 
 def _near(token: str, vocabulary: dict[str, int]) -> list[str]:
-  folded: dict[str, str] = {name.lower(): name for name in vocabulary}
+  folded = {name.lower(): name for name in vocabulary}
   close = difflib.get_close_matches(token.lower(), folded, n=5, cutoff=0.5)
   return [folded[name] for name in close]
