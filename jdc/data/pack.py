@@ -25,6 +25,8 @@ from jdc.data.sources import (
   ReadReport,
   read_documents,
   set_aside,
+  source_name,
+  source_problem,
 )
 from jdc.data.tokenize import Encoded, Tokenizer
 
@@ -183,15 +185,16 @@ def _cached(
 
 
 def _key(files: DomainFiles, tokenizer: Tokenizer, options: _Options) -> str:
+  names = [[source_name(path) for path in paths] for paths in files]
+  problems = [p for split in names for source in split if (p := source_problem(source))]
+  if problems:
+    raise ValueError("; ".join(problems))
   contents = [
-    [
-      (str(file), file.stat().st_size, _digest(file))
-      for source in sources
-      for file in formats.files_of(str(source))
-    ]
-    for sources in files
+    (str(file), file.stat().st_size, _digest(file))
+    for split in names
+    for source in split
+    for file in formats.files_of(source)
   ]
-  names = [[str(source) for source in sources] for sources in files]
   key = [rows.FORMAT_VERSION, tokenizer.fingerprint, options, names, contents]
   return hashlib.blake2b(json.dumps(key).encode(), digest_size=12).hexdigest()
 

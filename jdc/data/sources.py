@@ -64,8 +64,8 @@ def read_documents(
       wrong; while reading, at a bad record, or at a file of which nothing can be read.
     ImportError: if a format needs a package that is not installed.
   """
-  sources = [_source(path) for path in paths]
-  problems = [problem for source in sources if (problem := _problem(source))]
+  sources = [source_name(path) for path in paths]
+  problems = [problem for source in sources if (problem := source_problem(source))]
   if not sources:
     problems.append("no files are given")
   if on_bad_record not in ("error", "quarantine"):
@@ -74,8 +74,26 @@ def read_documents(
     problems.append("on_bad_record='quarantine' needs a quarantine file, got None")
   if problems:
     raise ValueError("\n".join(problems))
-  set_aside = Path(quarantine) if quarantine and on_bad_record == "quarantine" else None
-  return _documents(sources, text_field, set_aside, report or ReadReport())
+  aside = Path(quarantine) if quarantine and on_bad_record == "quarantine" else None
+  return _documents(sources, text_field, aside, report or ReadReport())
+
+
+def source_name(path: str | Path) -> str:
+  """Returns the name under which a source is read: a prepared TFDS folder's split is train."""
+  if Path(path, "dataset_info.json").is_file():
+    return f"{formats.TFDS}{path}:train"
+  return str(path)
+
+
+def source_problem(source: str) -> str:
+  """Returns what keeps a source from being opened, "" where nothing does."""
+  if source.startswith(formats.TFDS):
+    return ""
+  if not Path(source).is_file():
+    return f"{source}: no such file"
+  if formats.parse_name(Path(source).name) is None:
+    return f"{source}: unknown suffix; accepted: {formats.ACCEPTED}"
+  return ""
 
 
 def text_of(record: formats.Record, text_field: str) -> tuple[str, str]:
@@ -112,8 +130,8 @@ def open_source(path: str | Path, text_field: str = "text") -> grain.MapDataset[
   Raises:
     ValueError: if the path is missing or its format has no random access.
   """
-  source = _source(path)
-  if problem := _problem(source):
+  source = source_name(path)
+  if problem := source_problem(source):
     raise ValueError(problem)
 
   def document(record: formats.Record) -> Document:
@@ -123,22 +141,6 @@ def open_source(path: str | Path, text_field: str = "text") -> grain.MapDataset[
     return Document(text, record.where)
 
   return grain.MapDataset.source(random_access.open_records(source, text_field)).map(document)
-
-
-def _source(path: str | Path) -> str:
-  if Path(path, "dataset_info.json").is_file():
-    return f"{formats.TFDS}{path}:train"
-  return str(path)
-
-
-def _problem(source: str) -> str:
-  if source.startswith(formats.TFDS):
-    return ""
-  if not Path(source).is_file():
-    return f"{source}: no such file"
-  if formats.parse_name(Path(source).name) is None:
-    return f"{source}: unknown suffix; accepted: {formats.ACCEPTED}"
-  return ""
 
 
 def _documents(
