@@ -14,14 +14,18 @@ from typing import Any, Protocol
 import numpy as np
 
 
-class Writer(Protocol):
-  """Receives the metrics of a step, by path-like names such as `train/domain/web/loss`."""
-
-  def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+class Closable(Protocol):
+  """Holds what was written until it is flushed."""
 
   def flush(self) -> None: ...
 
   def close(self) -> None: ...
+
+
+class Writer(Closable, Protocol):
+  """Receives the metrics of a step, by path-like names such as `train/domain/web/loss`."""
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
 
 class JsonlWriter:
@@ -163,7 +167,7 @@ class Window:
     weight_B: np.ndarray | None,
     example_id_B: np.ndarray,
   ) -> None:
-    """Adds a step; rows without target tokens or with a loss that is not finite are left out of the losses."""
+    """Adds a step; the losses leave out rows without target tokens or a finite loss."""
     weight_B = np.ones(len(loss_B)) if weight_B is None else weight_B
     rows_B = (example_id_B >= 0).astype(float)
     finite_B = np.isfinite(loss_B) & (num_tokens_B > 0)

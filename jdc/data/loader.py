@@ -84,7 +84,7 @@ def place(tree: Any, sharding: jax.NamedSharding) -> Any:
   if sharding.is_fully_addressable:
     return jax.device_put(tree, sharding)
   return jax.tree.map(
-      lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree
+    lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree
   )
 
 
@@ -103,12 +103,12 @@ class Loader(grain.IterDataset):
   """
 
   def __init__(
-      self,
-      tables: Sequence[Table],
-      spec: plan_lib.PlanSpec,
-      mixture_logits: np.ndarray,
-      sequence_length: int,
-      sharding: jax.NamedSharding | None = None,
+    self,
+    tables: Sequence[Table],
+    spec: plan_lib.PlanSpec,
+    mixture_logits: np.ndarray,
+    sequence_length: int,
+    sharding: jax.NamedSharding | None = None,
   ):
     super().__init__()
     sizes = tuple(len(table) for table in tables)
@@ -127,23 +127,24 @@ class LoaderIterator(grain.DatasetIterator):
   """Yields a `Batch` per step; its state is the plan's, the same on any number of processes."""
 
   def __init__(
-      self,
-      pool: Pool,
-      spec: plan_lib.PlanSpec,
-      state: plan_lib.PlanState,
-      sharding: jax.NamedSharding | None,
+    self,
+    pool: Pool,
+    spec: plan_lib.PlanSpec,
+    state: plan_lib.PlanState,
+    sharding: jax.NamedSharding | None,
   ):
     super().__init__()
     self.plan = plan_lib.Plan(spec)
     self.state = state
-    self._pool, self._sharding = pool, sharding
+    self.pool = pool
+    self._sharding = sharding
 
   def __next__(self) -> Batch:
     try:
       rows, self.state = self.plan.draw(self.state)
     except plan_lib.Exhausted as end:
       raise StopIteration(str(end)) from end
-    return self._pool.batch(rows, self._sharding)
+    return self.pool.batch(rows, self._sharding)
 
   def push(self, mixture_logits: Any) -> None:
     """Hands over the mixture decision f32[K] of the newest step, computed or not."""
@@ -152,6 +153,14 @@ class LoaderIterator(grain.DatasetIterator):
   def hold(self, mixture_logits: Any) -> None:
     """Puts a round's mixture decision f32[K] in force at once."""
     self.state = plan_lib.hold(self.state, mixture_logits)
+
+  def at_round_start(self) -> bool:
+    """Whether the next batch begins a round."""
+    return int(self.state.round_step) == 0
+
+  def resume_round(self, rows: plan_lib.RoundRows) -> None:
+    """Puts the decision of the round in which the state stands in force again."""
+    self.plan.resume_round(self.state, rows)
 
   def start_round(self, rows: plan_lib.RoundRows) -> None:
     """Puts a round's decision about the rows in force."""

@@ -23,7 +23,7 @@ _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 _FEISTEL_ROUNDS = 4
 
 
-class Exhausted(Exception):  # noqa: N818 - the end of the data, not a fault
+class Exhausted(Exception):
   """The rows that `max_epochs` allows have been drawn."""
 
 
@@ -49,9 +49,8 @@ class PlanSpec:
     errors = []
     if len(self.domain_sizes) != len(self.domain_names) or not self.domain_sizes:
       errors.append(f"domain_sizes needs one size per domain, got {self.domain_sizes}")
-    for name, size in zip(self.domain_names, self.domain_sizes, strict=False):
-      if size < 1:
-        errors.append(f"domain {name!r} has {size} rows")
+    sizes = zip(self.domain_names, self.domain_sizes, strict=False)
+    errors += [f"domain {name!r} has {size} rows" for name, size in sizes if size < 1]
     if sum(self.domain_sizes) >= 2**31:
       errors.append(f"the pool has {sum(self.domain_sizes)} rows; at most 2^31 - 1 fit")
     for field in ("batch_size", "steps_per_round"):
@@ -60,10 +59,10 @@ class PlanSpec:
     if self.decision_lag < 0:
       errors.append(f"decision_lag must be 0 or more, got {self.decision_lag}")
     for field, known in (
-        ("draw", ("shuffle", "top_k", "gumbel_top_k", "multinomial")),
-        ("domain_draw", ("systematic", "one")),
-        ("round_ends", ("steps", "exhausted")),
-        ("on_exhausted", ("renormalise", "stop")),
+      ("draw", ("shuffle", "top_k", "gumbel_top_k", "multinomial")),
+      ("domain_draw", ("systematic", "one")),
+      ("round_ends", ("steps", "exhausted")),
+      ("on_exhausted", ("renormalise", "stop")),
     ):
       if getattr(self, field) not in known:
         errors.append(f"{field} must be one of {known}, got {getattr(self, field)!r}")
@@ -72,10 +71,12 @@ class PlanSpec:
     if self.top_k_fraction != 1 and self.draw != "top_k":
       errors.append(f"top_k_fraction needs draw='top_k', got draw={self.draw!r}")
     if self.round_ends == "exhausted" and self.draw not in ("top_k", "gumbel_top_k"):
-      errors.append(f"round_ends='exhausted' needs draw 'top_k' or 'gumbel_top_k', got {self.draw!r}")
+      errors.append(
+        f"round_ends='exhausted' needs draw 'top_k' or 'gumbel_top_k', got {self.draw!r}"
+      )
     if self.max_epochs and len(self.max_epochs) != len(self.domain_sizes):
       errors.append(
-          f"max_epochs needs one number for each of {self.domain_names}, got {self.max_epochs}"
+        f"max_epochs needs one number for each of {self.domain_names}, got {self.max_epochs}"
       )
     if any(not epochs > 0 for epochs in self.max_epochs):
       errors.append(f"max_epochs must be positive, got {self.max_epochs}")
@@ -137,14 +138,14 @@ def initial_state(spec: PlanSpec, mixture_logits: Sequence[float] | np.ndarray) 
     raise ValueError(f"mixture logits must have shape ({num_domains},), got {logits_K.shape}")
   zero = np.zeros((), np.int64)
   return PlanState(
-      step=zero,
-      round=zero,
-      round_step=zero,
-      drawn_G=np.zeros(num_groups, np.int64),
-      round_drawn_G=np.zeros(num_groups, np.int64),
-      seen_K=np.zeros(num_domains, np.int64),
-      asked_K=np.zeros(num_domains, np.float64),
-      in_flight=(logits_K,) * (spec.decision_lag + 1),
+    step=zero,
+    round=zero,
+    round_step=zero,
+    drawn_G=np.zeros(num_groups, np.int64),
+    round_drawn_G=np.zeros(num_groups, np.int64),
+    seen_K=np.zeros(num_domains, np.int64),
+    asked_K=np.zeros(num_domains, np.float64),
+    in_flight=(logits_K,) * (spec.decision_lag + 1),
   )
 
 
@@ -188,8 +189,8 @@ class Plan:
     if self.spec.draw == "shuffle":
       raise ValueError("draw='shuffle' takes no round decision; choose another draw")
     started = state._replace(
-        round_step=np.zeros_like(state.round_step),
-        round_drawn_G=np.zeros_like(state.round_drawn_G),
+      round_step=np.zeros_like(state.round_step),
+      round_drawn_G=np.zeros_like(state.round_drawn_G),
     )
     self.resume_round(started, rows)
     return started
@@ -197,10 +198,6 @@ class Plan:
   def resume_round(self, state: PlanState, rows: RoundRows) -> None:
     """Puts the decision of the round in which `state` stands in force again."""
     self._round = _RoundDraw(self.spec, int(state.round), self._starts_G, rows)
-
-  def at_round_start(self, state: PlanState) -> bool:
-    """Whether the next step begins a round."""
-    return int(state.round_step) == 0
 
   def draw(self, state: PlanState) -> tuple[Rows, PlanState]:
     """Returns the rows of the next step and the state after it.
@@ -227,7 +224,7 @@ class Plan:
     return rows, self._advance(state, counts_G, rows, p_K)
 
   def _rows(
-      self, state: PlanState, ids_B: np.ndarray, probability_B: np.ndarray, p_K: np.ndarray
+    self, state: PlanState, ids_B: np.ndarray, probability_B: np.ndarray, p_K: np.ndarray
   ) -> Rows:
     # Domains are interleaved, so that every slice of the batch is a sample of all of them.
     noise_B = _generator(self.spec.seed, _BATCH, int(state.step)).random(len(ids_B))
@@ -237,11 +234,11 @@ class Plan:
     weights_N = self._round.rows.weights_N if self._round is not None else None
     weight_B = np.ones(len(ids_B), np.float32) if weights_N is None else weights_N[ids_B]
     return Rows(
-        example_id=ids_B.astype(np.int32),
-        domain=domain_B.astype(np.int32),
-        sampling_probability=probability_B.astype(np.float32),
-        domain_probability=p_K[domain_B].astype(np.float32),
-        weight=weight_B.astype(np.float32),
+      example_id=ids_B.astype(np.int32),
+      domain=domain_B.astype(np.int32),
+      sampling_probability=probability_B.astype(np.float32),
+      domain_probability=p_K[domain_B].astype(np.float32),
+      weight=weight_B.astype(np.float32),
     )
 
   def _pool_probabilities(self) -> np.ndarray:
@@ -252,7 +249,7 @@ class Plan:
     return sizes_K / sizes_K.sum()
 
   def _advance(
-      self, state: PlanState, counts_G: np.ndarray, rows: Rows, p_K: np.ndarray
+    self, state: PlanState, counts_G: np.ndarray, rows: Rows, p_K: np.ndarray
   ) -> PlanState:
     spec = self.spec
     num_domains = len(spec.domain_sizes)
@@ -264,14 +261,14 @@ class Plan:
       assert self._round is not None
       ended = bool(np.any(round_drawn_G >= self._round.sizes_G))
     return PlanState(
-        step=state.step + 1,
-        round=state.round + 1 if ended else state.round,
-        round_step=np.zeros_like(round_step) if ended else round_step,
-        drawn_G=state.drawn_G + counts_G,
-        round_drawn_G=np.zeros_like(round_drawn_G) if ended else round_drawn_G,
-        seen_K=state.seen_K + np.bincount(rows.domain, minlength=num_domains),
-        asked_K=state.asked_K + spec.batch_size * p_K,
-        in_flight=state.in_flight,
+      step=state.step + 1,
+      round=state.round + 1 if ended else state.round,
+      round_step=np.zeros_like(round_step) if ended else round_step,
+      drawn_G=state.drawn_G + counts_G,
+      round_drawn_G=np.zeros_like(round_drawn_G) if ended else round_drawn_G,
+      seen_K=state.seen_K + np.bincount(rows.domain, minlength=num_domains),
+      asked_K=state.asked_K + spec.batch_size * p_K,
+      in_flight=state.in_flight,
     )
 
   def _domain_counts(self, state: PlanState, p_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -313,12 +310,12 @@ class Plan:
   def _exhausted_message(self, left_K: np.ndarray) -> str:
     spent = [n for n, left in zip(self.spec.domain_names, left_K, strict=True) if left <= 0]
     return (
-        f"max_epochs={self.spec.max_epochs} leaves no full batch; domains with no rows left: "
-        f"{spent or 'none, but fewer than a batch in the rest'}"
+      f"max_epochs={self.spec.max_epochs} leaves no full batch; domains with no rows left: "
+      f"{spent or 'none, but fewer than a batch in the rest'}"
     )
 
   def _draw_inside(
-      self, group: int, state: PlanState, count: int
+    self, group: int, state: PlanState, count: int
   ) -> tuple[np.ndarray, np.ndarray]:
     """Local rows i64[count] of a group, and the probability of each inside it."""
     if self._round is not None:
@@ -342,8 +339,10 @@ class _RoundDraw:
     self._spec, self._round, self._starts_G = spec, round_, starts_G
     self._eligible = [self._keep(group) for group in range(len(starts_G) - 1)]
     self.sizes_G = np.array([len(ids) for ids in self._eligible])
-    empty = [spec.domain_names[g] if spec.mixed else "the pool"
-             for g in np.flatnonzero(self.sizes_G == 0)]
+    empty = [
+      spec.domain_names[g] if spec.mixed else "the pool"
+      for g in np.flatnonzero(self.sizes_G == 0)
+    ]
     if empty:
       raise ValueError(f"round {round_}: no row has a finite logit in {', '.join(empty)}")
     self._probability = [self._probabilities(group) for group in range(len(self._eligible))]
@@ -371,7 +370,9 @@ class _RoundDraw:
     domain = np.searchsorted(starts_K, self._eligible[0], side="right") - 1
     return np.bincount(domain, self._probability[0], minlength=len(starts_K) - 1)
 
-  def draw(self, group: int, first: int, step: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+  def draw(
+    self, group: int, first: int, step: int, count: int
+  ) -> tuple[np.ndarray, np.ndarray]:
     eligible, probability = self._eligible[group], self._probability[group]
     seed = (self._spec.seed, _ROUND, self._round, group)
     if self._spec.draw == "top_k":
@@ -410,7 +411,7 @@ def _generator(*stream: int) -> np.random.Generator:
 
 
 def _permuted(first: int, count: int, size: int, stream: tuple[int, ...]) -> np.ndarray:
-  """Elements `first`, `first + 1`, ... of an endless sequence of permutations of `size` rows."""
+  """Elements `first`, `first + 1`, ... of an endless series of permutations of `size` rows."""
   rows = np.empty(count, np.int64)
   epoch_seed: dict[int, int] = {}
   for i in range(count):
@@ -418,7 +419,7 @@ def _permuted(first: int, count: int, size: int, stream: tuple[int, ...]) -> np.
     if epoch not in epoch_seed:
       epoch_seed[epoch] = int(np.random.SeedSequence((*stream, epoch)).generate_state(1)[0])
     rows[i] = grain_experimental.index_shuffle(
-        position, max_index=size - 1, seed=epoch_seed[epoch], rounds=_FEISTEL_ROUNDS
+      position, max_index=size - 1, seed=epoch_seed[epoch], rounds=_FEISTEL_ROUNDS
     )
   return rows
 
@@ -440,9 +441,9 @@ def from_json(values: dict[str, Any], like: PlanState) -> PlanState:
   """Reads a state of `to_json`; its shapes must be those of `like`."""
   in_flight = tuple(np.asarray(logits, np.float32) for logits in values["in_flight"])
   arrays = {
-      name: np.asarray(values[name], getattr(like, name).dtype)
-      for name in PlanState._fields
-      if name != "in_flight"
+    name: np.asarray(values[name], getattr(like, name).dtype)
+    for name in PlanState._fields
+    if name != "in_flight"
   }
   state = PlanState(**arrays, in_flight=in_flight)
   shapes = [np.shape(x) for x in (*state[:-1], *state.in_flight)]

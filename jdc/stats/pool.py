@@ -8,12 +8,12 @@ import numpy as np
 
 from jdc.data import loader
 
-# (params, policy states, batch) -> {slot: f32[b] or f32[b, S]}, replicated
-ScoreChunk = Callable[[Any, dict[str, Any], loader.Batch], dict[str, jax.Array]]
+# (params, context, batch) -> {slot: f32[b] or f32[b, S]}, replicated
+ScoreChunk = Callable[[Any, Any, loader.Batch], dict[str, jax.Array]]
 
 
 def candidates(
-    domain_sizes: tuple[int, ...], sweep_rows: int, seed: int, round_: int
+  domain_sizes: tuple[int, ...], sweep_rows: int, seed: int, round_: int
 ) -> np.ndarray:
   """Returns the rows that a round's sweep visits, i32[C], sorted.
 
@@ -37,20 +37,20 @@ def candidates(
 
 
 def sweep(
-    score_chunk: ScoreChunk,
-    params: Any,
-    policy_states: dict[str, Any],
-    pool: loader.Pool,
-    ids_C: np.ndarray,
-    batch_size: int,
-    sharding: jax.NamedSharding,
+  score_chunk: ScoreChunk,
+  params: Any,
+  context: Any,
+  pool: loader.Pool,
+  ids_C: np.ndarray,
+  batch_size: int,
+  sharding: jax.NamedSharding,
 ) -> dict[str, np.ndarray]:
   """Scores rows chunk by chunk; one chunk is computed while the one before it is fetched.
 
   Args:
     score_chunk: jitted; one compilation serves every chunk.
     params: of the model.
-    policy_states: read by the policies' `score`.
+    context: what else `score_chunk` reads.
     pool: the rows.
     ids_C: i32[C], rows to score; -1 pads.
     batch_size: rows of a chunk, a multiple of the devices that share a batch.
@@ -64,14 +64,14 @@ def sweep(
   for start in range(0, len(ids_C), batch_size):
     chunk = ids_C[start : start + batch_size]
     padded = np.pad(chunk, (0, batch_size - len(chunk)), constant_values=-1)
-    scores = score_chunk(params, policy_states, _batch(pool, padded, sharding))
+    scores = score_chunk(params, context, _batch(pool, padded, sharding))
     if pending is not None:
       parts.append(jax.device_get(pending))
     pending = scores
   assert pending is not None
   parts.append(jax.device_get(pending))
   return {
-      slot: np.concatenate([part[slot] for part in parts])[: len(ids_C)] for slot in parts[0]
+    slot: np.concatenate([part[slot] for part in parts])[: len(ids_C)] for slot in parts[0]
   }
 
 
@@ -80,6 +80,6 @@ def _batch(pool: loader.Pool, ids_B: np.ndarray, sharding: jax.NamedSharding) ->
   tokens, segments = pool.rows(ids_B, loader.local_rows(ids_B, sharding))
   domain_B = pool.domain(ids_B).astype(np.int32)
   batch = loader.Batch(
-      tokens, segments, ids_B.astype(np.int32), domain_B, ones_B, ones_B, ones_B
+    tokens, segments, ids_B.astype(np.int32), domain_B, ones_B, ones_B, ones_B
   )
   return loader.place(batch, sharding)

@@ -6,15 +6,17 @@ on the devices before the save, tells a damaged checkpoint from a good one.
 """
 
 import json
+import logging
 import zlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
+
+_LOG = logging.getLogger("jdc")
 
 
 class Saved(NamedTuple):
@@ -26,7 +28,7 @@ class Saved(NamedTuple):
   arrays: dict[str, np.ndarray]
 
 
-class Damaged(Exception):  # noqa: N818 - reads as what it says
+class Damaged(Exception):
   """A checkpoint that cannot be read or fails its checksum."""
 
 
@@ -56,11 +58,13 @@ class Checkpoints:
       RuntimeError: if the save before this one failed; the older checkpoints are intact.
     """
     self.wait()
-    payload = json.dumps({
-      "host": host,
-      "checksums": [int(x) for x in checksums(state)],
-      "arrays": {name: zlib.crc32(np.ascontiguousarray(x)) for name, x in arrays.items()},
-    })
+    payload = json.dumps(
+      {
+        "host": host,
+        "checksums": [int(x) for x in checksums(state)],
+        "arrays": {name: zlib.crc32(x.tobytes()) for name, x in arrays.items()},
+      }
+    )
     metadata = {"payload": payload, "crc32": zlib.crc32(payload.encode())}
     items = {"state": state, **({"arrays": arrays} if arrays else {})}
     try:
@@ -88,9 +92,14 @@ class Checkpoints:
     """Returns the steps that were committed, oldest first."""
     return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
-  def host(self, step: int) -> dict[str, Any]:
-    """Returns the JSON values of a checkpoint; raises `Damaged`."""
-    return self._payload(step)["host"]
+  def newest_host(self) -> dict[str, Any] | None:
+    """Returns the JSON values of the newest checkpoint whose metadata can be read."""
+    for step in reversed(self.steps()):
+      try:
+        return self._payload(step)["host"]
+      except Damaged:
+        continue  # `restore` reports it
+    return None
 
   def restore(self, abstract_state: Any) -> Saved | None:
     """Returns the newest checkpoint that is intact, or `None` if there is none at all.
@@ -109,7 +118,7 @@ class Checkpoints:
         return self._load(step, abstract_state)
       except Damaged as error:
         faults.append(f"step {step}: {error}")
-        logging.error("checkpoint %s/%d is damaged: %s", self._folder, step, error)
+        _LOG.error("checkpoint %s/%d is damaged: %s", self._folder, step, error)
         self._move_aside(step)
     if faults:
       raise Damaged(f"no checkpoint in {self._folder} can be read; {'; '.join(faults)}")
@@ -136,7 +145,7 @@ class Checkpoints:
     except Exception as error:
       raise Damaged(f"{type(error).__name__}: {str(error)[:200]}") from error
     arrays = {name: np.asarray(x) for name, x in (loaded.get("arrays") or {}).items()}
-    found = {name: zlib.crc32(np.ascontiguousarray(x)) for name, x in arrays.items()}
+    found = {name: zlib.crc32(x.tobytes()) for name, x in arrays.items()}
     state_sums = [int(x) for x in checksums(loaded["state"])]
     if state_sums != payload["checksums"] or found != payload["arrays"]:
       raise Damaged("its arrays fail their checksums")
@@ -160,7 +169,7 @@ class Checkpoints:
 
 
 def checksums(tree: Any) -> np.ndarray:
-  """Returns one number per leaf, u32[leaves]; independent of the sharding, sensitive to order."""
+  """Returns one number per leaf, u32[leaves], that does not depend on the sharding."""
   return np.asarray(jax.device_get(_checksums(tree)))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from jdc.models.configs import DecoderConfig
-from jdc.policies import combine
+from jdc.policies import Policies, combine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ class OptimizerConfig:
   b1: float = 0.9
   b2: float = 0.95
   epsilon: float = 1e-8
-  weight_decay: float = 0.1  # of matrices
+  weight_decay: float = 0.1  # of all parameters but scales and biases
   clip_norm: float = 1.0  # of the gradient; 0: no clipping
 
 
@@ -125,13 +125,13 @@ class RunConfig:
     errors += _unknown(self.plan, candidate_draw=("top_k", "gumbel_top_k", "multinomial"))
     if self.batch_size % self.accumulation_steps:
       errors.append(
-          f"batch_size={self.batch_size} must be divisible by "
-          f"accumulation_steps={self.accumulation_steps}"
+        f"batch_size={self.batch_size} must be divisible by "
+        f"accumulation_steps={self.accumulation_steps}"
       )
     if self.plan.num_candidates % self.batch_size:
       errors.append(
-          f"plan.num_candidates={self.plan.num_candidates} must be a multiple of "
-          f"batch_size={self.batch_size}"
+        f"plan.num_candidates={self.plan.num_candidates} must be a multiple of "
+        f"batch_size={self.batch_size}"
       )
     if errors:
       raise ValueError("; ".join(errors))
@@ -179,7 +179,7 @@ def policy(factory: Callable[..., Any], **arguments: Any) -> ml_collections.Conf
   return ml_collections.ConfigDict(fields)
 
 
-def build_policies(config: TrainConfig) -> combine.Policies:
+def build_policies(config: TrainConfig) -> Policies:
   """Returns the policies that a config names; reports the faults of all slots at once."""
   built, errors = {}, []
   for slot in SLOTS:
@@ -193,7 +193,7 @@ def build_policies(config: TrainConfig) -> combine.Policies:
       errors.append(f"{slot}: {error}")
   if errors:
     raise ValueError("; ".join(errors))
-  return combine.combine(**built)
+  return combine(**built)
 
 
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:
@@ -214,15 +214,17 @@ def from_config_dict(values: Mapping[str, Any], cls: type[Any] = TrainConfig) ->
   hints = typing.get_type_hints(cls)
   arguments = {}
   for name, value in values.items():
-    nested = [t for t in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(t)]
+    nested = [
+      t for t in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(t)
+    ]
     if nested and value is not None:
       value = from_config_dict(value, typing.cast(type, nested[0]))
     arguments[name] = value
   return cls(**arguments)
 
 
-def to_json(config: TrainConfig) -> dict[str, Any]:
-  """Returns the config as flat JSON values by dotted path; policies by the name of their factory."""
+def to_json(config: RunConfig) -> dict[str, Any]:
+  """Returns flat JSON values by dotted path; a policy is named by its factory."""
   flat: dict[str, Any] = {}
 
   def visit(prefix: str, value: Any) -> None:
@@ -245,11 +247,11 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
   names = sorted(saved.keys() | current.keys())
   allowed = tuple(f"{name}." for name in RESUMABLE)
   return [
-      f"{name}: {saved.get(name)!r} -> {current.get(name)!r}"
-      for name in names
-      if saved.get(name) != current.get(name)
-      and name not in RESUMABLE
-      and not name.startswith(allowed)
+    f"{name}: {saved.get(name)!r} -> {current.get(name)!r}"
+    for name in names
+    if saved.get(name) != current.get(name)
+    and name not in RESUMABLE
+    and not name.startswith(allowed)
   ]
 
 
@@ -280,7 +282,9 @@ def parse_arg(arg: str | None, **known: Any) -> dict[str, Any]:
         values[name] = type(default)(text)
       except ValueError:
         kind = type(default).__name__
-        raise ValueError(f"config argument {name!r} must be of type {kind}, got {text!r}") from None
+        raise ValueError(
+          f"config argument {name!r} must be of type {kind}, got {text!r}"
+        ) from None
   return values
 
 
@@ -309,7 +313,7 @@ def _too_small(config: Any, least: int, *names: str) -> list[str]:
 
 def _unknown(config: Any, **accepted: tuple[str, ...]) -> list[str]:
   return [
-      f"{name} must be one of {known}, got {getattr(config, name)!r}"
-      for name, known in accepted.items()
-      if getattr(config, name) not in known
+    f"{name} must be one of {known}, got {getattr(config, name)!r}"
+    for name, known in accepted.items()
+    if getattr(config, name) not in known
   ]

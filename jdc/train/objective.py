@@ -21,12 +21,12 @@ def denominator(num_tokens_B: jax.Array, average: LossAverage) -> jax.Array:
 
 
 def weighted_sum(
-    token_loss_BxT: jax.Array,
-    mask_BxT: jax.Array,
-    num_tokens_B: jax.Array,
-    weight_B: jax.Array | None,
-    token_weight_BxT: jax.Array | None,
-    average: LossAverage,
+  token_loss_BxT: jax.Array,
+  mask_BxT: jax.Array,
+  num_tokens_B: jax.Array,
+  weight_B: jax.Array | None,
+  token_weight_BxT: jax.Array | None,
+  average: LossAverage,
 ) -> jax.Array:
   r"""Returns sum_i w_i sum_t u_it m_it l_it, each row over its n_i when averaging by example.
 
@@ -52,7 +52,7 @@ def weighted_sum(
 
 
 def mean_loss(
-    token_loss_BxT: jax.Array, mask_BxT: jax.Array, num_tokens_B: jax.Array
+  token_loss_BxT: jax.Array, mask_BxT: jax.Array, num_tokens_B: jax.Array
 ) -> jax.Array:
   """Returns the mean loss of each row's target tokens, f32[B]; 0 for rows without any."""
   return jnp.sum(token_loss_BxT * mask_BxT, axis=1) / jnp.maximum(num_tokens_B, 1)

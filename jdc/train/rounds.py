@@ -10,7 +10,7 @@ import numpy as np
 from jdc.data import loader, plan
 from jdc.data.batch import inputs_and_targets
 from jdc.models.base import LanguageModel
-from jdc.policies.base import DataPolicy, Decision, ExampleStats
+from jdc.policies.base import DataPolicy, Decision, ExampleStats, RunSpec
 from jdc.policies.combine import Policies
 from jdc.stats import pool as pool_lib
 from jdc.train.state import TrainState, slots
@@ -32,16 +32,15 @@ class RoundStart(NamedTuple):
 
 
 def make_round_start(
-    model: LanguageModel,
-    policies: Policies,
-    pool: loader.Pool,
-    domain_sizes: tuple[int, ...],
-    sweep_rows: int,
-    sweep_batch_size: int,
-    seed: int,
-    sharding: jax.NamedSharding,
+  model: LanguageModel,
+  policies: Policies,
+  pool: loader.Pool,
+  spec: RunSpec,
+  sweep_batch_size: int,
+  seed: int,
+  sharding: jax.NamedSharding,
 ) -> Callable[[TrainState, int], RoundStart] | None:
-  """Returns the function `(state, round) -> RoundStart`, or `None` without round-scope policies."""
+  """Returns the function `(state, round) -> RoundStart`; `None` where no policy needs it."""
   active = {n: p for n, p in slots(policies).items() if p.scope == "round"}
   if not active:
     return None
@@ -49,9 +48,9 @@ def make_round_start(
   update = jax.jit(_updater(active))
 
   def round_start(state: TrainState, round_: int) -> RoundStart:
-    ids = {name: _sweep_ids(policy, state.policies[name], domain_sizes, sweep_rows, seed, round_)
+    ids = {name: _sweep_ids(policy, state.policies[name], spec, seed, round_)
            for name, policy in active.items()}  # fmt: skip
-    scores = {}
+    scores: dict[str, np.ndarray] = {}
     # Slots that sweep the same rows share one pass.
     for sweep_ids in _distinct([ids[n] for n, p in active.items() if p.score is not None]):
       swept = pool_lib.sweep(
@@ -80,15 +79,15 @@ def _scorer(model: LanguageModel, active: dict[str, DataPolicy]) -> Callable:
     states, step = context
     inputs = inputs_and_targets(batch.tokens, batch.segments)
     token_loss = model.token_losses(
-        params, inputs.tokens, inputs.targets, inputs.positions, inputs.segments
+      params, inputs.tokens, inputs.targets, inputs.positions, inputs.segments
     )
     return {
-        name: policy.score(
-            example_stats(batch, inputs, token_loss, policy.observes, {"step": step}),
-            states[name],
-        )
-        for name, policy in active.items()
-        if policy.score is not None
+      name: policy.score(
+        example_stats(batch, inputs, token_loss, policy.observes, {"step": step}),
+        states[name],
+      )
+      for name, policy in active.items()
+      if policy.score is not None
     }
 
   return score_chunk
@@ -96,15 +95,15 @@ def _scorer(model: LanguageModel, active: dict[str, DataPolicy]) -> Callable:
 
 def _updater(active: dict[str, DataPolicy]) -> Callable:
   def update(
-      stats: dict[str, ExampleStats], states: dict[str, Any], step: jax.Array
+    stats: dict[str, ExampleStats], states: dict[str, Any], step: jax.Array
   ) -> tuple[dict[str, Decision], dict[str, Any]]:
     decisions, new = {}, {}
     for name, policy in active.items():
       known = ExampleStats(
-          example_id=stats[name].example_id,
-          domain=stats[name].domain,
-          score=stats[name].score,
-          step=step,
+        example_id=stats[name].example_id,
+        domain=stats[name].domain,
+        score=stats[name].score,
+        step=step,
       )
       decisions[name], new[name] = policy.update(known, states[name])
     return decisions, new
@@ -113,16 +112,15 @@ def _updater(active: dict[str, DataPolicy]) -> Callable:
 
 
 def _sweep_ids(
-    policy: DataPolicy,
-    state: Any,
-    domain_sizes: tuple[int, ...],
-    sweep_rows: int,
-    seed: int,
-    round_: int,
+  policy: DataPolicy,
+  state: Any,
+  spec: RunSpec,
+  seed: int,
+  round_: int,
 ) -> np.ndarray:
   if policy.sweep_ids is not None:
     return np.asarray(policy.sweep_ids(state), np.int32)
-  return pool_lib.candidates(domain_sizes, sweep_rows, seed, round_)
+  return pool_lib.candidates(spec.domain_sizes, spec.sweep_size, seed, round_)
 
 
 def _distinct(arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -134,40 +132,30 @@ def _distinct(arrays: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _round_rows(
-    decisions: dict[str, Decision], ids: dict[str, np.ndarray], num_rows: int, round_: int
+  decisions: dict[str, Decision], ids: dict[str, np.ndarray], num_rows: int, round_: int
 ) -> plan.RoundRows | None:
   """Spreads decisions about swept rows over the pool; rows that were not swept are out."""
-  logits_N = weights_N = None
-  for name in ("selection", "weighting"):
-    decision = decisions.get(name)
-    if decision is None:
-      continue
-    if decision.logits is not None:
-      logits_N = _spread(decision.logits, ids[name], num_rows, -np.inf)
-      if not np.any(np.isfinite(logits_N)):
-        raise FloatingPointError(
-            f"round {round_}: the {name} gave none of {len(decision.logits)} rows a finite "
-            "logit; see the metric num_nonfinite for scores that were not finite"
-        )
-    if decision.weights is not None:
-      spread_N = _spread(decision.weights, ids[name], num_rows, 1.0)
-      weights_N = spread_N if weights_N is None else weights_N * spread_N
-  if logits_N is None and weights_N is None:
+  decision = decisions.get("selection")
+  if decision is None or decision.logits is None:
     return None
-  if logits_N is None:
-    logits_N = np.zeros(num_rows, np.float32)
-  return plan.RoundRows(logits_N, weights_N)
+  logits_N = _spread(decision.logits, ids["selection"], num_rows, -np.inf)
+  if not np.any(np.isfinite(logits_N)):
+    raise FloatingPointError(
+      f"round {round_}: the selection gave none of {len(decision.logits)} rows a finite "
+      f"logit; its metrics: {decision.metrics}"
+    )
+  if decision.weights is None:
+    return plan.RoundRows(logits_N)
+  return plan.RoundRows(logits_N, _spread(decision.weights, ids["selection"], num_rows, 1.0))
 
 
-def _spread(
-    values: np.ndarray, ids_C: np.ndarray, num_rows: int, absent: float
-) -> np.ndarray:
+def _spread(values: np.ndarray, ids_C: np.ndarray, num_rows: int, absent: float) -> np.ndarray:
   values = np.asarray(jnp.asarray(values, jnp.float32))
   if values.shape == (num_rows,) and len(ids_C) != num_rows:
     return values
   if values.shape != ids_C.shape:
     raise ValueError(
-        f"a round decision has shape {values.shape}; {ids_C.shape} or ({num_rows},) is expected"
+      f"a round decision has shape {values.shape}; {ids_C.shape} or ({num_rows},) is expected"
     )
   spread = np.full(num_rows, absent, np.float32)
   spread[ids_C[ids_C >= 0]] = values[ids_C >= 0]

@@ -38,7 +38,7 @@ def check_batch(mesh: jax.sharding.Mesh, **sizes: int) -> None:
   wrong = [f"{name}={size}" for name, size in sizes.items() if size % shards]
   if wrong:
     raise ValueError(
-        f"{', '.join(wrong)} must be divisible by data * fsdp = {shards} of the mesh"
+      f"{', '.join(wrong)} must be divisible by data * fsdp = {shards} of the mesh"
     )
 
 
@@ -48,15 +48,17 @@ def replicated(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
 
 
 def optimizer_shardings(
-    optimizer: optax.GradientTransformation, params: Any, param_shardings: Any,
-    mesh: jax.sharding.Mesh,
+  optimizer: optax.GradientTransformation,
+  params: Any,
+  param_shardings: Any,
+  mesh: jax.sharding.Mesh,
 ) -> Any:
   """Returns shardings of the optimizer state: moments lie where their parameters lie."""
   state = jax.eval_shape(optimizer.init, params)
   return optax.tree.map_params(
-      optimizer,
-      lambda _, sharding: sharding,
-      state,
-      param_shardings,
-      transform_non_params=lambda _: replicated(mesh),
+    optimizer,
+    lambda _, sharding: sharding,
+    state,
+    param_shardings,
+    transform_non_params=lambda _: replicated(mesh),
   )

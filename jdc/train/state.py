@@ -1,5 +1,6 @@
 """Everything that a training step reads and changes."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,16 +29,16 @@ def slots(policies: Policies) -> dict[str, Any]:
   """Returns the policies in use, by slot; an ordering has no state and is not among them."""
   named = policies._asdict()
   return {
-      name: named[name]
-      for name in ("mixture", "selection", "weighting")
-      if named[name] is not None
+    name: named[name]
+    for name in ("mixture", "selection", "weighting")
+    if named[name] is not None
   }
 
 
 def init_policies(
-    policies: Policies, spec: RunSpec, seed: int
+  policies: Policies, spec: RunSpec, seed: int
 ) -> tuple[dict[str, Decision], dict[str, Any]]:
-  """Returns every slot's initial decision and state; each gets the seed folded with its name."""
+  """Returns the initial decision and state of every slot; its name goes into its key."""
   decisions, states = {}, {}
   for name, policy in slots(policies).items():
     key = jax.random.fold_in(jax.random.key(seed), _stable_hash(name))
@@ -46,57 +47,64 @@ def init_policies(
 
 
 def init(
-    model: LanguageModel,
-    optimizer: optax.GradientTransformation,
-    policy_states: dict[str, Any],
-    mesh: jax.sharding.Mesh,
-    seed: int,
+  model: LanguageModel,
+  optimizer: optax.GradientTransformation,
+  policy_states: dict[str, Any],
+  mesh: jax.sharding.Mesh,
+  seed: int,
 ) -> TrainState:
   """Returns a fresh state, every array created where it belongs on the mesh."""
-
-  def create(key: jax.Array) -> TrainState:
-    params = model.init(key)
-    return TrainState(
-        step=jnp.int32(0),
-        params=params,
-        opt_state=optimizer.init(params),
-        policies=policy_states,
-        key=jax.random.fold_in(key, 1),
-        skipped=jnp.int32(0),
-        skipped_in_row=jnp.int32(0),
-    )
-
-  key = jax.random.key(seed)
-  shardings = state_shardings(jax.eval_shape(create, key), model, optimizer, mesh)
-  with jax.set_mesh(mesh):
-    return jax.jit(create, out_shardings=shardings)(key)
+  create = _creator(model, optimizer, policy_states)
+  shapes = abstract(model, optimizer, policy_states, mesh)
+  shardings = jax.tree.map(lambda x: x.sharding, shapes)
+  return jax.jit(create, out_shardings=shardings)(jax.random.key(seed))
 
 
-def state_shardings(
-    state: TrainState,
-    model: LanguageModel,
-    optimizer: optax.GradientTransformation,
-    mesh: jax.sharding.Mesh,
+def abstract(
+  model: LanguageModel,
+  optimizer: optax.GradientTransformation,
+  policy_states: dict[str, Any],
+  mesh: jax.sharding.Mesh,
 ) -> TrainState:
-  """Returns the sharding of every leaf of a state given by arrays or shapes."""
-  specs = model.partition_specs(state.params)
-  params = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), specs)
-  everywhere = sharding.replicated(mesh)
-  return TrainState(
-      step=everywhere,
-      params=params,
-      opt_state=sharding.optimizer_shardings(optimizer, state.params, params, mesh),
-      policies=jax.tree.map(lambda _: everywhere, state.policies),
-      key=everywhere,
-      skipped=everywhere,
-      skipped_in_row=everywhere,
+  """Returns the shapes and shardings of a state, as a target to restore into."""
+  shapes = jax.eval_shape(_creator(model, optimizer, policy_states), jax.random.key(0))
+  shardings = state_shardings(shapes, model, optimizer, mesh)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
   )
 
 
-def abstract(state: TrainState, shardings: TrainState) -> TrainState:
-  """Returns shapes and shardings, as a target to restore into."""
-  return jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
+def _creator(
+  model: LanguageModel, optimizer: optax.GradientTransformation, policy_states: dict[str, Any]
+) -> Callable[[jax.Array], TrainState]:
+  def create(key: jax.Array) -> TrainState:
+    params = model.init(key)
+    return TrainState(
+      step=jnp.int32(0),
+      params=params,
+      opt_state=optimizer.init(params),
+      policies=policy_states,
+      key=jax.random.fold_in(key, 1),
+      skipped=jnp.int32(0),
+      skipped_in_row=jnp.int32(0),
+    )
+
+  return create
+
+
+def state_shardings(
+  state: TrainState,
+  model: LanguageModel,
+  optimizer: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh,
+) -> Any:
+  """Returns a `TrainState` of shardings for one of arrays or shapes."""
+  specs = model.partition_specs(state.params)
+  params = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), specs)
+  everywhere = sharding.replicated(mesh)
+  return jax.tree.map(lambda _: everywhere, state)._replace(
+    params=params,
+    opt_state=sharding.optimizer_shardings(optimizer, state.params, params, mesh),
   )
 
 

@@ -56,11 +56,11 @@ class StepOptions:
 
 
 def make_train_step(
-    model: LanguageModel,
-    optimizer: optax.GradientTransformation,
-    learning_rate: optax.Schedule,
-    policies: Policies,
-    options: StepOptions,
+  model: LanguageModel,
+  optimizer: optax.GradientTransformation,
+  learning_rate: optax.Schedule,
+  policies: Policies,
+  options: StepOptions,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepOutput]]:
   """Returns the function of one optimizer step; jit it with the state donated.
 
@@ -87,7 +87,7 @@ def make_train_step(
     inputs = inputs_and_targets(batch.tokens, batch.segments)
     scalars = {"step": state.step, "learning_rate": rate}
     loss, grads, token_loss, chosen, weight_B, states = gradients(
-        state.params, batch, inputs, scalars, states
+      state.params, batch, inputs, scalars, states
     )
     decisions |= chosen
     grad_norm = optax.tree.norm(grads)
@@ -97,28 +97,28 @@ def make_train_step(
     num_tokens_B = _num_tokens(inputs)
     skipped_in_row = jnp.where(finite, 0, state.skipped_in_row + 1)
     new_state = TrainState(
-        step=state.step + 1,
-        params=_where(finite, params, state.params),
-        opt_state=_where(finite, opt_state, state.opt_state),
-        policies=states,
-        key=state.key,
-        skipped=state.skipped + ~finite,
-        skipped_in_row=skipped_in_row,
+      step=state.step + 1,
+      params=_where(finite, params, state.params),
+      opt_state=_where(finite, opt_state, state.opt_state),
+      policies=states,
+      key=state.key,
+      skipped=state.skipped + ~finite,
+      skipped_in_row=skipped_in_row,
     )
     rows = _replicate((batch.example_id, batch.domain))
     output = StepOutput(
-        loss=loss,
-        grad_norm=grad_norm,
-        learning_rate=rate,
-        skipped=~finite,
-        skipped_in_row=skipped_in_row,
-        example_id=rows[0],
-        domain=rows[1],
-        loss_B=_replicate(objective.mean_loss(token_loss, inputs.mask, num_tokens_B)),
-        num_tokens_B=_replicate(num_tokens_B),
-        weight_B=None if weight_B is None else _replicate(weight_B),
-        mixture_logits=decisions["mixture"].logits if "mixture" in decisions else None,
-        metrics={name: d.metrics for name, d in decisions.items() if d.metrics is not None},
+      loss=loss,
+      grad_norm=grad_norm,
+      learning_rate=rate,
+      skipped=~finite,
+      skipped_in_row=skipped_in_row,
+      example_id=rows[0],
+      domain=rows[1],
+      loss_B=_replicate(objective.mean_loss(token_loss, inputs.mask, num_tokens_B)),
+      num_tokens_B=_replicate(num_tokens_B),
+      weight_B=None if weight_B is None else _replicate(weight_B),
+      mixture_logits=decisions["mixture"].logits if "mixture" in decisions else None,
+      metrics={name: d.metrics for name, d in decisions.items() if d.metrics is not None},
     )
     return new_state, output
 
@@ -126,25 +126,25 @@ def make_train_step(
 
 
 def example_stats(
-    batch: Batch,
-    inputs: RowInputs,
-    token_loss_BxT: jax.Array,
-    observed: frozenset[str],
-    scalars: dict[str, jax.Array],
+  batch: Batch,
+  inputs: RowInputs,
+  token_loss_BxT: jax.Array,
+  observed: frozenset[str],
+  scalars: dict[str, jax.Array],
 ) -> ExampleStats:
   """Returns the statistics named by `observed`, replicated and constant for the gradient."""
   num_tokens_B = _num_tokens(inputs)
   provided = {
-      "example_id": lambda: batch.example_id,
-      "domain": lambda: batch.domain,
-      "num_tokens": lambda: num_tokens_B,
-      "sampling_probability": lambda: batch.sampling_probability,
-      "domain_probability": lambda: batch.domain_probability,
-      "loss": lambda: objective.mean_loss(token_loss_BxT, inputs.mask, num_tokens_B),
-      "token_loss": lambda: token_loss_BxT,
-      "token_mask": lambda: inputs.mask,
-      "step": lambda: scalars["step"],
-      "learning_rate": lambda: scalars["learning_rate"],
+    "example_id": lambda: batch.example_id,
+    "domain": lambda: batch.domain,
+    "num_tokens": lambda: num_tokens_B,
+    "sampling_probability": lambda: batch.sampling_probability,
+    "domain_probability": lambda: batch.domain_probability,
+    "loss": lambda: objective.mean_loss(token_loss_BxT, inputs.mask, num_tokens_B),
+    "token_loss": lambda: token_loss_BxT,
+    "token_mask": lambda: inputs.mask.astype(jnp.float32),
+    "step": lambda: scalars["step"],
+    "learning_rate": lambda: scalars["learning_rate"],
   }
   fields = {name: provided[name]() for name in sorted(observed & provided.keys())}
   return ExampleStats(**_replicate(jax.lax.stop_gradient(fields)))
@@ -153,14 +153,14 @@ def example_stats(
 def _forward(model: LanguageModel) -> Callable[[Any, RowInputs], jax.Array]:
   def forward(params: Any, inputs: RowInputs) -> jax.Array:
     return model.token_losses(
-        params, inputs.tokens, inputs.targets, inputs.positions, inputs.segments
+      params, inputs.tokens, inputs.targets, inputs.positions, inputs.segments
     )
 
   return forward
 
 
 def _slot_updater(policies: Policies) -> Callable[..., tuple[dict[str, Decision], dict]]:
-  """Returns a function that updates the named step-scope slots and lets round-scope ones look."""
+  """Returns a function that updates step-scope slots by name and lets round-scope ones look."""
   active = slots(policies)
 
   def update(
@@ -181,18 +181,20 @@ def _slot_updater(policies: Policies) -> Callable[..., tuple[dict[str, Decision]
 
 
 def _gradients(
-    forward: Callable,
-    update: Callable,
-    trained: set[str],
-    policies: Policies,
-    options: StepOptions,
+  forward: Callable,
+  update: Callable,
+  trained: set[str],
+  policies: Policies,
+  options: StepOptions,
 ) -> Callable:
   """Returns the function of loss, gradients, token losses, decisions, weights and states."""
   average, weighted = options.loss_average, options.weighted_slots & trained
 
   def weigh(batch: Batch, decisions: dict[str, Decision]) -> tuple[Any, Any]:
     weights = [batch.weight] if options.weights else []
-    weights += [decisions[n].weights for n in sorted(weighted) if decisions[n].weights is not None]
+    weights += [
+      decisions[n].weights for n in sorted(weighted) if decisions[n].weights is not None
+    ]
     tokens = [decisions[n].token_weights for n in sorted(weighted)]
     return _product(weights), _product([u for u in tokens if u is not None])
 
@@ -204,7 +206,7 @@ def _gradients(
     def loss_fn(params: Any) -> tuple[jax.Array, tuple]:
       token_loss = forward(params, inputs)
       decisions, new_states = update(
-          batch, inputs, token_loss, scalars, states, trained, observe=True
+        batch, inputs, token_loss, scalars, states, trained, observe=True
       )
       w, u = weigh(batch, decisions)
       total = objective.denominator(_num_tokens(inputs), average)
@@ -216,7 +218,7 @@ def _gradients(
     return loss, grads, token_loss, decisions, w, states
 
   def accumulated(
-      params: Any, batch: Batch, inputs: RowInputs, scalars: dict, states: dict
+    params: Any, batch: Batch, inputs: RowInputs, scalars: dict, states: dict
   ) -> tuple:
     split, join = _splitter(options.accumulation_steps)
     total = objective.denominator(_num_tokens(inputs), average)
@@ -245,7 +247,7 @@ def _gradients(
     grads, (losses, token_loss) = jax.lax.scan(accumulate, zeros, micro)
     token_loss = join(token_loss)
     decisions, states = update(
-        batch, inputs, token_loss, scalars, states, trained, observe=True
+      batch, inputs, token_loss, scalars, states, trained, observe=True
     )
     w, _ = weigh(batch, decisions)
     return jnp.sum(losses), grads, token_loss, decisions, w, states
@@ -254,21 +256,23 @@ def _gradients(
 
 
 def _select(
-    forward: Callable,
-    update: Callable,
-    options: StepOptions,
-    state: TrainState,
-    batch: Batch,
-    rate: jax.Array,
+  forward: Callable,
+  update: Callable,
+  options: StepOptions,
+  state: TrainState,
+  batch: Batch,
+  rate: jax.Array,
 ) -> tuple[Batch, dict[str, Decision], dict[str, Any]]:
   """Keeps `num_kept` of the candidates; mixture and selection see all of them."""
   inputs = inputs_and_targets(batch.tokens, batch.segments)
   # Candidates are scored in microbatches of the trained size, which is known to fit.
-  split, join = _splitter(batch.tokens.shape[0] // options.num_kept * options.accumulation_steps)
+  split, join = _splitter(
+    batch.tokens.shape[0] // options.num_kept * options.accumulation_steps
+  )
   token_loss = join(jax.lax.map(lambda part: forward(state.params, part), split(inputs)))
   scalars = {"step": state.step, "learning_rate": rate}
   decisions, states = update(
-      batch, inputs, token_loss, scalars, state.policies, {"mixture", "selection"}, observe=False
+    batch, inputs, token_loss, scalars, state.policies, {"mixture", "selection"}, observe=False
   )
   logits_C = decisions["selection"].logits
   key = jax.random.fold_in(state.key, state.step)
@@ -279,15 +283,15 @@ def _select(
     odds_B = jax.nn.softmax(logits_C)[kept_B] * logits_C.shape[0]
     kept = dataclasses.replace(kept, sampling_probability=kept.sampling_probability * odds_B)
   return (
-      dataclasses.replace(
-          kept,
-          # A row that may not be drawn fills the batch without counting.
-          segments=jnp.where(usable_B[:, None], kept.segments, 0),
-          example_id=jnp.where(usable_B, kept.example_id, -1),
-          domain=jnp.where(usable_B, kept.domain, 0),
-      ),
-      decisions,
-      states,
+    dataclasses.replace(
+      kept,
+      # A row that may not be drawn fills the batch without counting.
+      segments=jnp.where(usable_B[:, None], kept.segments, 0),
+      example_id=jnp.where(usable_B, kept.example_id, -1),
+      domain=jnp.where(usable_B, kept.domain, 0),
+    ),
+    decisions,
+    states,
   )
 
 
@@ -307,7 +311,7 @@ def _splitter(parts: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
 
   def split(tree: Any) -> Any:
     return jax.tree.map(
-        lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), tree
+      lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), tree
     )
 
   def join(tree: Any) -> Any:

@@ -1,0 +1,64 @@
+"""Pretrains a small decoder on a folder of text domains under any policies.
+
+  python launch/train.py --config=configs/pretrain_mixture.py:mixture=odm \
+    --config.data.path=DIR --workdir=runs/mixture
+
+DIR holds one entry a domain, such as `web.jsonl.gz` or a folder `web/`. The argument names the
+policies by slot, `mixture=odm,selection=loss,weighting=loss_reweighting`; their parameters are
+fields: `--config.mixture.decay=0.95`. `tiny` shrinks everything to a few seconds.
+"""
+
+from ml_collections import ConfigDict
+
+from jdc import policies
+from jdc.models.configs import DecoderConfig
+from jdc.train.config import (
+  CheckpointConfig,
+  DataConfig,
+  EvaluationConfig,
+  OptimizerConfig,
+  PlanConfig,
+  TrainConfig,
+  parse_arg,
+  policy,
+  to_config_dict,
+)  # fmt: skip
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """Returns the run; see the module's docstring for `arg`."""
+  chosen = parse_arg(
+    arg, tiny=False, mixture="by_size", selection="", ordering="", weighting=""
+  )
+  tiny = chosen["tiny"]
+  slots = {}
+  for slot in ("mixture", "selection", "ordering", "weighting"):
+    if chosen[slot]:
+      module = getattr(policies, slot)
+      if chosen[slot] not in module.__all__:
+        raise ValueError(f"no {slot} {chosen[slot]!r}; known: {', '.join(module.__all__)}")
+      slots[slot] = policy(getattr(module, chosen[slot]))
+  config = TrainConfig(
+    num_steps=20 if tiny else 1000,
+    batch_size=8 if tiny else 32,
+    sequence_length=64 if tiny else 256,
+    data=DataConfig(),
+    model=DecoderConfig(
+      vocab_size=258,
+      width=32 if tiny else 256,
+      num_layers=2 if tiny else 4,
+      num_heads=4,
+      num_kv_heads=2,
+      mlp_width=64 if tiny else 704,
+    ),
+    optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=5 if tiny else 50),
+    plan=PlanConfig(
+      draw="gumbel_top_k" if chosen["selection"] else "shuffle",
+      steps_per_round=5 if tiny else 100,
+      sweep_rows=64 if tiny and chosen["selection"] else 0,
+    ),
+    evaluation=EvaluationConfig(max_rows=8 if tiny else 0),
+    checkpoint=CheckpointConfig(every_steps=10 if tiny else 200),
+    **slots,
+  )
+  return to_config_dict(config)

@@ -1,0 +1,1 @@
+"""From a run directory to something a person can read."""

@@ -1,0 +1,214 @@
+"""What a run writes down: metrics, times, example ids, and the progress on the terminal."""
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from jdc import metrics as metrics_lib
+from jdc.data.plan import PlanState
+from jdc.policies.base import RunSpec
+from jdc.train.config import RunConfig
+from jdc.train.step import StepOutput
+
+_LOG = logging.getLogger("jdc")
+
+
+class Record:
+  """Turns step outputs into metrics. Process 0 writes; all processes watch for bad losses.
+
+  Args:
+    workdir: where the files go.
+    spec: of the run.
+    config: of the run.
+    step: steps done before this process; later lines of the files are cut off.
+    config_json: shown to W&B.
+    saved: what `to_json` returned at `step`, or `None` in a fresh run.
+  """
+
+  def __init__(
+    self,
+    workdir: Path,
+    spec: RunSpec,
+    config: RunConfig,
+    step: int,
+    config_json: Mapping[str, Any],
+    saved: Mapping[str, Any] | None,
+  ):
+    self._spec, self._config = spec, config
+    self._window = metrics_lib.Window(spec.num_domains)
+    self._tokens = self._skipped = 0
+    if saved is not None:
+      self._window.from_json(saved["window"])
+      self._tokens, self._skipped = saved["tokens"], saved["skipped"]
+    self._busy, self._timed_steps, self._timed_tokens = 0.0, 0, 0
+    self._mark: float | None = None
+    self._main = jax.process_index() == 0
+    self._writers: list[metrics_lib.Writer] = []
+    self._files: list[metrics_lib.Closable] = []
+    if self._main:
+      self._open(workdir, config, step, config_json)
+    hidden = not (self._main and sys.stderr.isatty())
+    self._bar = tqdm.tqdm(
+      total=config.num_steps, initial=step, unit="step", disable=hidden, dynamic_ncols=True
+    )
+
+  def _open(
+    self, workdir: Path, config: RunConfig, step: int, config_json: Mapping[str, Any]
+  ) -> None:
+    # A run from the start keeps nothing of an earlier try that never saved.
+    last_step = step if step else -1
+    self._lines = metrics_lib.JsonlWriter(workdir / "metrics.jsonl", last_step)
+    self._times = metrics_lib.JsonlWriter(workdir / "timing.jsonl", last_step)
+    self._ids = metrics_lib.ExampleLog(workdir, config.batch_size, step)
+    if config.logging.tensorboard:
+      folder = workdir / "tensorboard"
+      self._writers.append(metrics_lib.TensorBoardWriter(folder, last_step))
+    if config.logging.wandb_project:
+      project = config.logging.wandb_project
+      self._writers.append(metrics_lib.WandbWriter(project, workdir, config_json))
+    self._files = [self._lines, self._times, self._ids, *self._writers]
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Writes metrics that do not depend on the clock."""
+    if self._main:
+      for writer in (self._lines, *self._writers):
+        writer.write(step, metrics)
+
+  def step(self, output: StepOutput, before: PlanState, after: PlanState) -> None:
+    """Takes in a step that has been computed; `before` and `after` are the plan around it.
+
+    Raises:
+      FloatingPointError: if too many steps in a row had no finite loss or gradient.
+    """
+    out: Any = jax.device_get(output)
+    done = int(after.step)
+    self._window.add(out.domain, out.loss_B, out.num_tokens_B, out.weight_B, out.example_id)
+    tokens = int(out.num_tokens_B.sum())
+    self._tokens += tokens
+    self._skipped += int(out.skipped)
+    self._time(tokens)
+    if self._main:
+      self._ids.append(out.example_id)
+    if out.skipped:
+      _LOG.warning("step %d skipped: loss %s, gradient norm %s", done, out.loss, out.grad_norm)
+    if out.skipped_in_row > self._config.max_skipped_in_row:
+      raise FloatingPointError(
+        f"step {done}: loss {out.loss} and gradient norm {out.grad_norm}; the last "
+        f"{out.skipped_in_row} steps in a row were not finite and made no update "
+        f"(max_skipped_in_row={self._config.max_skipped_in_row}); "
+        f"example ids of this step: {out.example_id.tolist()}"
+      )
+    self._bar.update(done - self._bar.n)
+    if done % self._config.logging.every_steps == 0:
+      self.write(done, self._metrics(out, before, after))
+      self._window.reset()
+      self._write_times(done, out)
+
+  def shares(self, state: PlanState) -> dict[str, float]:
+    """Returns, by domain, the shares of all rows so far that were asked for and seen."""
+    return _by_domain(
+      self._spec.domain_names,
+      share_asked=state.asked_K / max(state.asked_K.sum(), 1),
+      share_seen=state.seen_K / max(state.seen_K.sum(), 1),
+      epochs=state.seen_K / np.asarray(self._spec.domain_sizes),
+    )
+
+  def round(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Writes the metrics of a round's decisions, beside the first step that they govern."""
+    flat = self._policy_metrics(metrics)
+    if flat:
+      self.write(step + 1, flat)
+
+  def compiled(self, step: int, seconds: float) -> None:
+    """Notes how long the training step took to compile."""
+    if self._main:
+      for writer in (self._times, *self._writers):
+        writer.write(step, {"time/compile_seconds": seconds})
+
+  @contextlib.contextmanager
+  def pause(self) -> Iterator[None]:
+    """Leaves what happens inside out of the step times."""
+    try:
+      yield
+    finally:
+      self._mark = None
+
+  def flush(self) -> None:
+    """Makes everything that was written durable."""
+    if self._main:
+      for file in self._files:
+        file.flush()
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns what a resumed run needs to write the same metrics."""
+    return {
+      "window": self._window.to_json(),
+      "tokens": self._tokens,
+      "skipped": self._skipped,
+    }
+
+  def close(self) -> None:
+    """Flushes and closes all files."""
+    self._bar.close()
+    if self._main:
+      for file in self._files:
+        file.close()
+
+  def _metrics(self, out: StepOutput, before: PlanState, after: PlanState) -> dict[str, float]:
+    asked_K = (after.asked_K - before.asked_K) / max((after.asked_K - before.asked_K).sum(), 1)
+    metrics = {
+      "train/weighted_loss": float(out.loss),
+      "train/grad_norm": float(out.grad_norm),
+      "train/learning_rate": float(out.learning_rate),
+      "train/skipped_steps": float(self._skipped),
+      "train/tokens": float(self._tokens),
+      "data/entropy": metrics_lib.entropy(asked_K),
+    }
+    names = self._spec.domain_names
+    metrics |= _by_domain(names, probability=asked_K) | self.shares(after)
+    return metrics | self._window.metrics(names) | self._policy_metrics(out.metrics)
+
+  def _policy_metrics(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for slot, values in metrics.items():
+      flat |= metrics_lib.flatten(f"policy/{slot}", values, self._spec.domain_names)
+    return flat
+
+  def _time(self, tokens: int) -> None:
+    now = time.perf_counter()
+    if self._mark is not None:
+      self._busy += now - self._mark
+      self._timed_steps += 1
+      self._timed_tokens += tokens
+    self._mark = now
+
+  def _write_times(self, step: int, out: StepOutput) -> None:
+    if not self._main or not self._timed_steps:
+      return
+    seconds, rate = self._busy / self._timed_steps, self._timed_tokens / self._busy
+    times = {"time/step_seconds": seconds, "time/tokens_per_second": rate}
+    for writer in (self._times, *self._writers):
+      writer.write(step, times)
+    self._bar.set_postfix(loss=f"{float(out.loss):.3f}", tokens_per_s=f"{rate:,.0f}")
+    if self._bar.disable:
+      _LOG.info(
+        "step %d of %d: loss %.4f, %.0f ms a step, %.0f tokens/s",
+        step, self._config.num_steps, out.loss, 1e3 * seconds, rate,
+      )  # fmt: skip
+    self._busy, self._timed_steps, self._timed_tokens = 0.0, 0, 0
+
+
+def _by_domain(names: tuple[str, ...], **quantities: np.ndarray) -> dict[str, float]:
+  return {
+    f"data/domain/{name}/{quantity}": float(value)
+    for quantity, values_K in quantities.items()
+    for name, value in zip(names, values_K, strict=True)
+  }

@@ -1,0 +1,226 @@
+"""From a run's config to the fixed facts that its parts need, checked together."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import jax
+import numpy as np
+
+from jdc.data import plan
+from jdc.data.pack import Domain
+from jdc.models.base import LanguageModel
+from jdc.policies.base import DataPolicy, Decision, RunSpec
+from jdc.policies.combine import Policies
+from jdc.train import rounds, sharding, step
+from jdc.train.checkpoint import Checkpoints
+from jdc.train.config import RunConfig, differences
+from jdc.train.state import slots
+
+
+def run_spec(config: RunConfig, domains: Mapping[str, Domain], policies: Policies) -> RunSpec:
+  """Returns what policies may know about the run.
+
+  Raises:
+    ValueError: naming every proportion that is wrong.
+  """
+  names = tuple(domains)
+  sizes = tuple(len(domain.train) for domain in domains.values())
+  plan_config = config.plan
+  return RunSpec(
+    num_examples=sum(sizes),
+    num_domains=len(names),
+    domain_names=names,
+    domain_sizes=sizes,
+    proportions=_proportions(plan_config.proportions, names, sizes, policies),
+    batch_size=config.batch_size,
+    num_candidates=plan_config.num_candidates,
+    sequence_length=config.sequence_length,
+    sweep_size=min(plan_config.sweep_rows or sum(sizes), sum(sizes)),
+    num_steps=config.num_steps,
+    steps_per_round=plan_config.steps_per_round,
+    draw=plan_config.draw,
+    domain_draw=plan_config.domain_draw,
+  )
+
+
+def plan_spec(config: RunConfig, spec: RunSpec, policies: Policies) -> plan.PlanSpec:
+  """Returns the plan of a run; its own checks name wrong fields."""
+  fields = config.plan
+  return plan.PlanSpec(
+    domain_names=spec.domain_names,
+    domain_sizes=spec.domain_sizes,
+    batch_size=fields.num_candidates or config.batch_size,
+    seed=config.seed,
+    mixed=policies.mixture is not None,
+    draw=cast(Any, fields.draw),  # checked by PlanSpec, as the next ones
+    top_k_fraction=fields.top_k_fraction,
+    domain_draw=cast(Any, fields.domain_draw),
+    steps_per_round=fields.steps_per_round,
+    round_ends=cast(Any, fields.round_ends),
+    decision_lag=fields.decision_lag,
+    max_epochs=tuple(fields.max_epochs),
+    on_exhausted=cast(Any, fields.on_exhausted),
+  )
+
+
+def step_options(
+  config: RunConfig, decisions: Mapping[str, Decision], policies: Policies
+) -> step.StepOptions:
+  """Returns how the step computes, given the policies' initial decisions."""
+  in_step = {name for name, p in slots(policies).items() if p.scope == "step"}
+  weighted = {
+    name
+    for name in in_step
+    if decisions[name].weights is not None or decisions[name].token_weights is not None
+  }
+  rounds_weigh = any(decisions[name].weights is not None for name in decisions.keys() - in_step)
+  return step.StepOptions(
+    loss_average=cast(Any, config.loss_average),  # checked by RunConfig, as the next one
+    accumulation_steps=config.accumulation_steps,
+    num_kept=config.batch_size if "selection" in in_step else 0,
+    candidate_draw=cast(Any, config.plan.candidate_draw),
+    weights=rounds_weigh,
+    weighted_slots=frozenset(weighted),
+  )
+
+
+def initial_mixture(spec: RunSpec, decisions: Mapping[str, Decision]) -> np.ndarray:
+  """Returns the logits f32[K] in force before any update; the base proportions by default."""
+  if "mixture" in decisions and decisions["mixture"].logits is not None:
+    return np.asarray(decisions["mixture"].logits, np.float32)
+  with np.errstate(divide="ignore"):  # a proportion of 0 is never drawn
+    return np.log(np.asarray(spec.proportions, np.float32))
+
+
+def check_resume(checkpoints: Checkpoints, described: Mapping[str, Any]) -> None:
+  """Raises a ValueError if the newest readable checkpoint has another config or other data."""
+  host = checkpoints.newest_host()
+  if host is None:
+    return
+  changed = differences(host["config"], described["config"])
+  changed += [
+    f"data of domain {name}: {host['data'].get(name)} -> {described['data'].get(name)}"
+    for name in sorted(host["data"].keys() | described["data"].keys())
+    if host["data"].get(name) != described["data"].get(name)
+  ]
+  if changed:
+    raise ValueError(
+      "the checkpoint is of another run, choose another workdir or restore these fields: "
+      + "; ".join(changed)
+    )
+
+
+def check(
+  config: RunConfig,
+  policies: Policies,
+  model: LanguageModel,
+  domains: Mapping[str, Domain],
+  mesh: jax.sharding.Mesh,
+) -> None:
+  """Raises a ValueError that lists everything in the run that cannot work together."""
+  errors = [*_slot_errors(config, policies), *_observation_errors(policies)]
+  errors += _data_errors(config, model, domains)
+  sizes = {
+    "batch_size / accumulation_steps": config.batch_size // config.accumulation_steps,
+    "plan.sweep_batch_size": config.plan.sweep_batch_size,
+    "evaluation.batch_size": config.evaluation.batch_size,
+  }
+  try:
+    sharding.check_batch(mesh, **sizes)
+  except ValueError as error:
+    errors.append(str(error))
+  if model.check_partition is not None:
+    try:
+      model.check_partition(mesh.shape)
+    except ValueError as error:
+      errors.append(str(error))
+  if errors:
+    raise ValueError("; ".join(errors))
+
+
+def _data_errors(
+  config: RunConfig, model: LanguageModel, domains: Mapping[str, Domain]
+) -> list[str]:
+  errors = []
+  for name, domain in domains.items():
+    for split, table in (("train", domain.train), ("validation", domain.validation)):
+      if table is None:
+        errors.append(f"domain {name!r} has no {split} rows")
+      elif table.sequence_length != config.sequence_length:
+        errors.append(
+          f"domain {name!r}: {split} rows are for sequence_length={table.sequence_length}, "
+          f"the run has {config.sequence_length}"
+        )
+      elif table.vocab_size > model.vocab_size:
+        errors.append(
+          f"domain {name!r}: the tokenizer has {table.vocab_size} tokens, "
+          f"the model's vocab_size is {model.vocab_size}"
+        )
+  return errors
+
+
+def _slot_errors(config: RunConfig, policies: Policies) -> list[str]:
+  fields, selection = config.plan, policies.selection
+  errors = []
+  in_round = selection is not None and selection.scope == "round"
+  in_step = selection is not None and selection.scope == "step"
+  if in_round and fields.draw == "shuffle":
+    errors.append(
+      "plan.draw='shuffle' ignores the selection; choose top_k, gumbel_top_k or multinomial"
+    )
+  if not in_round and fields.draw != "shuffle":
+    errors.append(f"plan.draw={fields.draw!r} needs a round-scope selection")
+  if not in_round and fields.sweep_rows:
+    errors.append(f"plan.sweep_rows={fields.sweep_rows} needs a round-scope selection")
+  if in_step and fields.num_candidates <= config.batch_size:
+    errors.append(
+      f"a step-scope selection needs plan.num_candidates above batch_size={config.batch_size}, "
+      f"got {fields.num_candidates}"
+    )
+  if not in_step and fields.num_candidates:
+    errors.append(f"plan.num_candidates={fields.num_candidates} needs a step-scope selection")
+  if policies.mixture is None and fields.proportions:
+    errors.append("plan.proportions needs a mixture, such as mixture.static()")
+  return errors
+
+
+def _observation_errors(policies: Policies) -> list[str]:
+  errors = []
+  for name, policy in slots(policies).items():
+    missing = sorted(_observed(policy) - _provided(policy))
+    if missing:
+      known = ", ".join(sorted(_provided(policy)))
+      errors.append(f"{name} observes {', '.join(missing)}; a {policy.scope} provides {known}")
+    unseen = sorted(policy.observes_batch - step.PROVIDED)
+    if unseen:
+      errors.append(
+        f"{name} observes {', '.join(unseen)} of a batch, which a step does not provide"
+      )
+  return errors
+
+
+def _observed(policy: DataPolicy) -> frozenset[str]:
+  return policy.observes - {"score"} if policy.score is not None else policy.observes
+
+
+def _provided(policy: DataPolicy) -> frozenset[str]:
+  return step.PROVIDED if policy.scope == "step" else rounds.PROVIDED
+
+
+def _proportions(
+  given: Sequence[float], names: tuple[str, ...], sizes: tuple[int, ...], policies: Policies
+) -> tuple[float, ...]:
+  if not given:
+    return tuple(size / sum(sizes) for size in sizes)
+  shown = dict(zip(names, given, strict=False))
+  if len(given) != len(names):
+    raise ValueError(
+      f"plan.proportions needs one number for each of {', '.join(names)}, got {tuple(given)}"
+    )
+  values = np.asarray(given, np.float64)
+  wrong = {n: p for n, p in shown.items() if not (np.isfinite(p) and p >= 0)}
+  if wrong or values.sum() <= 0:
+    raise ValueError(
+      f"plan.proportions must be finite, 0 or more, and not all 0, got {wrong or shown}"
+    )
+  return tuple((values / values.sum()).tolist())

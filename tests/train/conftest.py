@@ -1,0 +1,135 @@
+"""A tiny run on three made-up domains, in a few seconds."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jdc import policies
+from jdc.data import pack, tokenize
+from jdc.data.domains import find_domains
+from jdc.models.configs import DecoderConfig
+from jdc.models.decoder import decoder
+from jdc.train import loop
+from jdc.train.config import (
+  CheckpointConfig,
+  EvaluationConfig,
+  LoggingConfig,
+  MeshConfig,
+  PlanConfig,
+  RunConfig,
+)
+
+SEQUENCE_LENGTH = 32
+WORDS = {
+  "fruit": "apple pear plum fig quince cherry".split(),
+  "metal": "iron tin lead zinc gold silver copper".split(),
+  "noise": [f"{i * 7919 % 99991:x}" for i in range(300)],
+}
+
+
+def write_domains(folder: Path, num_documents: int = 60) -> Path:
+  """Writes three domains of different predictability and size."""
+  rng = np.random.default_rng(0)
+  for k, (name, words) in enumerate(WORDS.items()):
+    lines = [
+      json.dumps({"text": " ".join(rng.choice(words, 20 + 10 * k))})
+      for _ in range(num_documents // (k + 1))
+    ]
+    (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+  return folder
+
+
+@pytest.fixture(scope="session")
+def domains(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pack.Domain]:
+  folder = tmp_path_factory.mktemp("domains")
+  found = find_domains(write_domains(folder))
+  cache = tmp_path_factory.mktemp("cache")
+  return pack.prepare(found, tokenize.byte_tokenizer(), SEQUENCE_LENGTH, 0.2, cache)
+
+
+@pytest.fixture(scope="session")
+def model_config() -> DecoderConfig:
+  return DecoderConfig(
+    vocab_size=258, width=16, num_layers=2, num_heads=2, num_kv_heads=2, mlp_width=32
+  )
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> RunConfig:
+  return RunConfig(
+    num_steps=12,
+    batch_size=8,
+    sequence_length=SEQUENCE_LENGTH,
+    plan=PlanConfig(steps_per_round=5),
+    mesh=MeshConfig(data=8),
+    evaluation=EvaluationConfig(max_rows=8),
+    checkpoint=CheckpointConfig(every_steps=100),
+    logging=LoggingConfig(every_steps=3, tensorboard=False),
+  )
+
+
+@pytest.fixture(scope="session")
+def fit(
+  domains: dict[str, pack.Domain], model_config: DecoderConfig, tiny_config: RunConfig
+) -> Callable[..., loop.Result]:
+  """Returns `fit(workdir, policies, **fields of RunConfig or of its plan)`."""
+
+  def run(
+    workdir: Path,
+    chosen: policies.Policies | None = None,
+    *,
+    learning_rate: float = 1e-2,
+    optimizer: Any = None,
+    model: Any = None,
+    **changes: Any,
+  ) -> loop.Result:
+    plan_fields = {field.name for field in dataclasses.fields(PlanConfig)}
+    plan = {name: changes.pop(name) for name in changes.keys() & plan_fields}
+    config = dataclasses.replace(
+      tiny_config, plan=dataclasses.replace(tiny_config.plan, **plan), **changes
+    )
+    workdir.mkdir(exist_ok=True)
+    schedule = optax.constant_schedule(learning_rate)
+    return loop.fit(
+      model or decoder(model_config),
+      optimizer or optax.adamw(schedule),
+      schedule,
+      chosen or policies.combine(),
+      domains,
+      config,
+      str(workdir),
+    )
+
+  return run
+
+
+def assert_trees_equal(left: Any, right: Any) -> None:
+  """Asserts that two trees are bitwise equal."""
+  left, right = (
+    jax.tree_util.tree_leaves_with_path(jax.tree.map(_bits, tree)) for tree in (left, right)
+  )
+  assert [path for path, _ in left] == [path for path, _ in right]
+  differing = [
+    jax.tree_util.keystr(path)
+    for (path, a), (_, b) in zip(left, right, strict=True)
+    if a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes()
+  ]
+  assert not differing
+
+
+def _bits(x: Any) -> np.ndarray:
+  if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    x = jax.random.key_data(x)
+  return np.asarray(x)
+
+
+@pytest.fixture(scope="session")
+def assert_same() -> Callable[[Any, Any], None]:
+  return assert_trees_equal
