@@ -35,7 +35,7 @@ class DecoderConfig:
   dtype: str = "float32"  # of activations: float32 or bfloat16
   parameter_dtype: str = "float32"  # of parameters: float32 or bfloat16
   remat: str = "none"  # "layer" keeps only layer inputs and recomputes the rest in the backward
-  initializer_scale: float = 0.02  # standard deviation of the initial matrices
+  initializer_scale: float = 1.0  # times the initial standard deviation, sqrt(2 / (5 width))
 
   def __post_init__(self) -> None:
     problems = list(_problems(self))

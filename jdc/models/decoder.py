@@ -29,7 +29,8 @@ def decoder(
 
   For each layer, with N the RMSNorm, h <- h + Attention(N(h)), then h <- h + SwiGLU(N(h));
   logits are N(h) W. The linear maps have no biases. Matrices start normal with standard
-  deviation `initializer_scale`, divided by sqrt(2 L) where they write to the residual stream.
+  deviation sqrt(2 / (5 width)), and 1 / sqrt(2 L) times that where they write to the residual
+  stream.
 
   Args:
     config: the architecture and its precision.
@@ -48,6 +49,8 @@ def decoder(
       arXiv:2104.09864; here feature i is paired with i + H and not with its neighbour.
     Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head
       Checkpoints", 2023, arXiv:2305.13245.
+    Nguyen and Salazar, "Transformers without Tears", 2019, arXiv:1910.05895, for the standard
+      deviation; the factor 1 / sqrt(2 L) is that of GPT-2.
     Shazeer, "GLU Variants Improve Transformer", 2020, arXiv:2002.05202.
 
   Example:
@@ -119,7 +122,7 @@ class Decoder(nnx.Module):
 
   def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
     self.config = config
-    initial = nnx.initializers.normal(config.initializer_scale)
+    initial, _ = _initializers(config)
     self.embedding = nnx.Embed(
       config.vocab_size,
       config.width,
@@ -256,9 +259,9 @@ def _initializers(
   config: DecoderConfig,
 ) -> tuple[nnx.initializers.Initializer, nnx.initializers.Initializer]:
   """For maps out of the residual stream, and for those that write to it."""
-  scale = config.initializer_scale
-  residual_scale = scale / math.sqrt(2 * config.num_layers)
-  return nnx.initializers.normal(scale), nnx.initializers.normal(residual_scale)
+  deviation = config.initializer_scale * math.sqrt(2 / (5 * config.width))
+  residual_deviation = deviation / math.sqrt(2 * config.num_layers)
+  return nnx.initializers.normal(deviation), nnx.initializers.normal(residual_deviation)
 
 
 def _linear(
