@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jdc.data import plan as plan_lib
+from jdc.data.draw import Arrange, Plan
 
 
 class Table(Protocol):
@@ -95,32 +96,34 @@ class Loader(grain.IterDataset):
   so that batch s uses the mixture decided at step s - 1 - `decision_lag` whatever the timing.
 
   Args:
-    tables: the rows of each domain, in the order of `spec.domain_names`.
+    pool: the rows of each domain, in the order of `spec.domain_names`.
     spec: the plan.
     mixture_logits: f32[K], the initial mixture decision.
-    sequence_length: T, tokens predicted per row.
     sharding: where the batches go; `None` yields NumPy arrays.
+    arrange: puts the rows of a queue in order, where `spec.ordered`.
   """
 
   def __init__(
     self,
-    tables: Sequence[Table],
+    pool: Pool,
     spec: plan_lib.PlanSpec,
     mixture_logits: np.ndarray,
-    sequence_length: int,
     sharding: jax.NamedSharding | None = None,
+    arrange: Arrange | None = None,
   ):
     super().__init__()
-    sizes = tuple(len(table) for table in tables)
+    sizes = tuple(len(table) for table in pool.tables)
     if sizes != spec.domain_sizes:
       raise ValueError(f"the tables have {sizes} rows, the plan expects {spec.domain_sizes}")
-    self.pool = Pool(tables, sequence_length)
+    self.pool = pool
     self.spec = spec
     self.sharding = sharding
+    self._arrange = arrange
     self._initial = plan_lib.initial_state(spec, mixture_logits)
 
   def __iter__(self) -> "LoaderIterator":
-    return LoaderIterator(self.pool, self.spec, self._initial, self.sharding)
+    plan = Plan(self.spec, self._arrange)
+    return LoaderIterator(self.pool, plan, self._initial, self.sharding)
 
 
 class LoaderIterator(grain.DatasetIterator):
@@ -129,12 +132,12 @@ class LoaderIterator(grain.DatasetIterator):
   def __init__(
     self,
     pool: Pool,
-    spec: plan_lib.PlanSpec,
+    plan: Plan,
     state: plan_lib.PlanState,
     sharding: jax.NamedSharding | None,
   ):
     super().__init__()
-    self.plan = plan_lib.Plan(spec)
+    self.plan = plan
     self.state = state
     self.pool = pool
     self._sharding = sharding

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from jdc.data import plan
-from jdc.data.loader import Loader, LoaderIterator
+from jdc.data.loader import Loader, LoaderIterator, Pool
 from jdc.data.pack import Domain
 from jdc.eval import perplexity
 from jdc.models.base import LanguageModel
@@ -23,6 +23,7 @@ from jdc.policies.combine import Policies
 from jdc.train import checkpoint, rounds, setup, sharding
 from jdc.train import config as config_lib
 from jdc.train import state as state_lib
+from jdc.train.arrange import make_arrange
 from jdc.train.config import RunConfig
 from jdc.train.record import Record
 from jdc.train.step import make_train_step
@@ -53,6 +54,7 @@ def fit(
   workdir: str,
   *,
   config_json: Mapping[str, Any] | None = None,
+  scores: np.ndarray | None = None,
   profile: bool = False,
 ) -> Result:
   """Trains, or continues what `workdir` holds, until `config.num_steps`.
@@ -67,6 +69,7 @@ def fit(
     workdir: receives `checkpoints/`, `metrics.jsonl` and the log of example ids.
     config_json: the whole config as flat JSON, kept in the checkpoint; a resume with another
       one is an error that names the fields. Default: `config`.
+    scores: f32[N], one per row of all domains in order, for an ordering by given scores.
     profile: writes a trace of a few steps to `workdir/profile`.
 
   Returns:
@@ -79,7 +82,7 @@ def fit(
   """
   # What the run consists of, checked before anything compiles.
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-  setup.check(config, policies, model, domains, mesh)
+  setup.check(config, policies, model, domains, mesh, scores)
   spec = setup.run_spec(config, domains, policies)
   plan_spec = setup.plan_spec(config, spec, policies)
   described = {
@@ -99,7 +102,14 @@ def fit(
     saved = checkpoints.restore(state_lib.abstract(*parts))
     tables = [domain.train for domain in domains.values()]
     mixture = setup.initial_mixture(spec, decisions)
-    iterator = iter(Loader(tables, plan_spec, mixture, spec.sequence_length, batches))
+    pool = Pool(tables, spec.sequence_length)
+    sweep_batch_size = config.plan.sweep_batch_size or config.batch_size
+    arrange = None
+    if policies.ordering is not None:
+      arrange = make_arrange(
+        policies.ordering, model, pool, sweep_batch_size, batches, scores, lambda: state
+      )
+    iterator = iter(Loader(pool, plan_spec, mixture, batches, arrange))
     host: dict[str, Any] = {}
     round_rows: plan.RoundRows | None = None
     step = 0
@@ -120,9 +130,8 @@ def fit(
     train_step = make_train_step(model, optimizer, learning_rate, policies, options)
     compiled: Any = None
     round_start = rounds.make_round_start(
-      model, policies, iterator.pool, spec, config.plan.sweep_batch_size or config.batch_size,
-      config.seed, batches,
-    )  # fmt: skip
+      model, policies, pool, spec, sweep_batch_size, config.seed, batches
+    )
     push = policies.mixture is not None and policies.mixture.scope == "step"
 
     def evaluate(step: int) -> dict[str, float]:

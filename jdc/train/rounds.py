@@ -21,6 +21,9 @@ PROVIDED = frozenset({
     "example_id", "domain", "num_tokens", "loss", "token_loss", "token_mask", "step",
 })  # fmt: skip
 
+# The statistics by which an ordering can score rows.
+ORDERING_SCORES = frozenset({"loss", "num_tokens"})
+
 
 class RoundStart(NamedTuple):
   """The decisions with which a round begins."""

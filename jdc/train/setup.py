@@ -52,6 +52,7 @@ def plan_spec(config: RunConfig, spec: RunSpec, policies: Policies) -> plan.Plan
     batch_size=fields.num_candidates or config.batch_size,
     seed=config.seed,
     mixed=policies.mixture is not None,
+    ordered=policies.ordering is not None,
     draw=cast(Any, fields.draw),  # checked by PlanSpec, as the next ones
     top_k_fraction=fields.top_k_fraction,
     domain_draw=cast(Any, fields.domain_draw),
@@ -116,10 +117,12 @@ def check(
   model: LanguageModel,
   domains: Mapping[str, Domain],
   mesh: jax.sharding.Mesh,
+  scores: np.ndarray | None,
 ) -> None:
   """Raises a ValueError that lists everything in the run that cannot work together."""
   errors = [*_slot_errors(config, policies), *_observation_errors(policies)]
   errors += _data_errors(config, model, domains)
+  errors += _ordering_errors(policies, domains, scores)
   sizes = {
     "batch_size / accumulation_steps": config.batch_size // config.accumulation_steps,
     "plan.sweep_batch_size": config.plan.sweep_batch_size,
@@ -182,6 +185,23 @@ def _slot_errors(config: RunConfig, policies: Policies) -> list[str]:
   if policies.mixture is None and fields.proportions:
     errors.append("plan.proportions needs a mixture, such as mixture.static()")
   return errors
+
+
+def _ordering_errors(
+  policies: Policies, domains: Mapping[str, Domain], scores: np.ndarray | None
+) -> list[str]:
+  ordering, num_rows = policies.ordering, sum(len(d.train) for d in domains.values())
+  if ordering is None or ordering.observes:
+    problem = "scores are given, but no ordering takes given scores"
+    errors = [problem] if scores is not None else []
+    if ordering is not None and not ordering.observes <= rounds.ORDERING_SCORES:
+      known = ", ".join(sorted(rounds.ORDERING_SCORES))
+      errors.append(f"the ordering observes {', '.join(ordering.observes)}; accepted: {known}")
+    return errors
+  if scores is None or np.shape(scores) != (num_rows,):
+    found = None if scores is None else np.shape(scores)
+    return [f"the ordering needs scores of shape ({num_rows},), got {found}"]
+  return []
 
 
 def _observation_errors(policies: Policies) -> list[str]:

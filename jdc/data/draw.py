@@ -1,0 +1,229 @@
+"""The stateless sampler: which rows the next step trains on.
+
+Memory is O(K) for K domains: the order inside a domain is a permutation computed one index at
+a time. Every process computes the same global draw.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from jdc.data import inside
+from jdc.data.plan import Exhausted, PlanSpec, PlanState, Queue, RoundRows, Rows
+from jdc.policies import sampling
+
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+
+# (rows of the pool i64[n], seed of the order) -> a permutation i64[n] of their positions
+Arrange = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+
+
+class Plan:
+  """Draws rows step by step; holds nothing that its state does not determine.
+
+  Args:
+    spec: what stays fixed.
+    arrange: under an ordering, puts the rows of a queue in order.
+
+  Example:
+    >>> from jdc.data.plan import initial_state
+    >>> spec = PlanSpec(("a", "b"), (6, 4), batch_size=4, seed=0, mixed=True)
+    >>> state = initial_state(spec, np.log([0.75, 0.25]))
+    >>> rows, state = Plan(spec).draw(state)
+    >>> sorted(rows.domain.tolist())
+    [0, 0, 0, 1]
+  """
+
+  def __init__(self, spec: PlanSpec, arrange: Arrange | None = None):
+    if spec.ordered != (arrange is not None):
+      raise ValueError("a plan needs `arrange` if and only if it is ordered")
+    self.spec = spec
+    self._arrange = arrange
+    self._starts_K = np.concatenate([[0], np.cumsum(spec.domain_sizes)])
+    self._starts_G = self._starts_K if spec.mixed else self._starts_K[[0, -1]]
+    self._phase = inside.generator(spec.seed, inside.OFFSET).random()
+    self._round: inside.RoundDraw | None = None
+
+  def start_round(self, state: PlanState, rows: RoundRows) -> PlanState:
+    """Puts a round decision in force and returns the state at the start of its round."""
+    if self.spec.draw == "shuffle":
+      raise ValueError("draw='shuffle' takes no round decision; choose another draw")
+    started = state._replace(
+      round_step=np.zeros_like(state.round_step),
+      round_drawn_G=np.zeros_like(state.round_drawn_G),
+    )
+    self.resume_round(started, rows)
+    return started
+
+  def resume_round(self, state: PlanState, rows: RoundRows) -> None:
+    """Puts the decision of the round in which `state` stands in force again."""
+    self._round = inside.RoundDraw(self.spec, int(state.round), self._starts_G, rows)
+
+  def draw(self, state: PlanState) -> tuple[Rows, PlanState]:
+    """Returns the rows of the next step and the state after it.
+
+    Raises:
+      Exhausted: when `max_epochs` leaves too few rows for a batch.
+      ValueError: if a round decision is missing, or leaves no row of a domain that is drawn.
+    """
+    spec = self.spec
+    if spec.draw != "shuffle" and self._round is None:
+      raise ValueError(f"draw={spec.draw!r} needs start_round before the first draw")
+    if spec.mixed:
+      counts_G, p_G = self._domain_counts(state, inside.softmax(np.asarray(state.in_flight[0])))
+      p_K = p_G
+    else:
+      counts_G, p_G, p_K = np.array([spec.batch_size]), np.ones(1), self._pool_probabilities()
+    parts, state = self._draw_groups(state, counts_G, p_G)
+    ids_B = np.concatenate([self._starts_G[g] + drawn.rows for g, drawn in parts])
+    probability_B = np.concatenate([p_G[g] * drawn.probabilities for g, drawn in parts])
+    rows = self._rows(int(state.step), ids_B, probability_B, p_K)
+    return rows, self._advance(state, rows, p_K, p_G)
+
+  def _draw_groups(
+    self, state: PlanState, counts_G: np.ndarray, p_G: np.ndarray
+  ) -> tuple[list[tuple[int, inside.Drawn]], PlanState]:
+    if self.spec.ordered:
+      return self._draw_queues(state, counts_G, p_G)
+    parts = []
+    for group in np.flatnonzero(counts_G).tolist():
+      drawn, state = self._pull(state, group, int(counts_G[group]))
+      parts.append((group, drawn))
+    return parts, state
+
+  def _draw_queues(
+    self, state: PlanState, counts_G: np.ndarray, p_G: np.ndarray
+  ) -> tuple[list[tuple[int, inside.Drawn]], PlanState]:
+    parts = []
+    for group, share in enumerate(p_G):
+      # A round's worth of rows; what the last round left heads the queue.
+      wanted = math.ceil(share * self.spec.batch_size * self.spec.steps_per_round)
+      if int(state.round_step) == 0:
+        state = self._fill(state, group, wanted - len(state.queues[group].rows))
+      while len(state.queues[group].rows) < counts_G[group]:
+        state = self._fill(state, group, max(wanted, 1))
+      count, queue = int(counts_G[group]), state.queues[group]
+      if count:
+        parts.append((group, inside.Drawn(queue.rows[:count], queue.probabilities[:count])))
+        left = Queue(queue.rows[count:], queue.probabilities[count:])
+        state = _with_queue(state, group, left)
+    return parts, state
+
+  def _fill(self, state: PlanState, group: int, count: int) -> PlanState:
+    if self.spec.mixed:
+      # Never draw ahead of what max_epochs allows.
+      allowed = self.spec.capacity_K[group] - state.drawn_G[group]
+      count = int(min(count, allowed))
+    if count <= 0:
+      return state
+    stream = (self.spec.seed, inside.ORDER, group, int(state.drawn_G[group]))
+    drawn, state = self._pull(state, group, count)
+    assert self._arrange is not None
+    order = self._arrange(self._starts_G[group] + drawn.rows, stream)
+    queue = state.queues[group]
+    rows = np.concatenate([queue.rows, drawn.rows[order]])
+    probabilities = np.concatenate([queue.probabilities, drawn.probabilities[order]])
+    return _with_queue(state, group, Queue(rows, probabilities))
+
+  def _pull(self, state: PlanState, group: int, count: int) -> tuple[inside.Drawn, PlanState]:
+    """Reads the next rows of a group's stream."""
+    if self._round is not None:
+      drawn = self._round.draw(group, int(state.round_drawn_G[group]), count)
+    else:
+      drawn = inside.shuffled(self.spec, group, int(state.drawn_G[group]), count)
+    more_G = np.zeros_like(state.drawn_G)
+    more_G[group] = count
+    return drawn, state._replace(
+      drawn_G=state.drawn_G + more_G, round_drawn_G=state.round_drawn_G + more_G
+    )
+
+  def _rows(
+    self, step: int, ids_B: np.ndarray, probability_B: np.ndarray, p_K: np.ndarray
+  ) -> Rows:
+    # Domains are interleaved, so that every slice of the batch is a sample of all of them.
+    noise_B = inside.generator(self.spec.seed, inside.BATCH, step).random(len(ids_B))
+    order_B = np.argsort(noise_B, kind="stable")
+    ids_B, probability_B = ids_B[order_B], probability_B[order_B]
+    domain_B = np.searchsorted(self._starts_K, ids_B, side="right") - 1
+    weights_N = self._round.rows.weights_N if self._round is not None else None
+    weight_B = np.ones(len(ids_B), np.float32) if weights_N is None else weights_N[ids_B]
+    return Rows(
+      example_id=ids_B.astype(np.int32),
+      domain=domain_B.astype(np.int32),
+      sampling_probability=probability_B.astype(np.float32),
+      domain_probability=p_K[domain_B].astype(np.float32),
+      weight=weight_B.astype(np.float32),
+    )
+
+  def _pool_probabilities(self) -> np.ndarray:
+    """The share of each domain when the pool is drawn from as a whole."""
+    if self._round is not None:
+      return self._round.domain_shares(self._starts_K)
+    sizes_K = np.asarray(self.spec.domain_sizes, np.float64)
+    return sizes_K / sizes_K.sum()
+
+  def _advance(
+    self, state: PlanState, rows: Rows, p_K: np.ndarray, p_G: np.ndarray
+  ) -> PlanState:
+    spec = self.spec
+    round_step = state.round_step + 1
+    if spec.round_ends == "steps":
+      ended = int(round_step) == spec.steps_per_round
+    else:
+      assert self._round is not None
+      ended = bool(np.all((state.round_drawn_G >= self._round.sizes_G) | (p_G == 0)))
+    seen_K = np.bincount(rows.domain, minlength=len(spec.domain_sizes))
+    return state._replace(
+      step=state.step + 1,
+      round=state.round + 1 if ended else state.round,
+      round_step=np.zeros_like(round_step) if ended else round_step,
+      round_drawn_G=np.zeros_like(state.drawn_G) if ended else state.round_drawn_G,
+      seen_K=state.seen_K + seen_K,
+      asked_K=state.asked_K + spec.batch_size * p_K,
+    )
+
+  def _domain_counts(self, state: PlanState, p_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to draw from each domain, and the probabilities in force, f64[K]."""
+    spec, size = self.spec, self.spec.batch_size
+    left_K = spec.capacity_K - state.drawn_G
+    left_K += [len(queue.rows) for queue in state.queues] or 0
+    if spec.domain_draw == "one":
+      p_K = self._open_only(p_K, left_K >= size, left_K)
+      uniform = inside.generator(spec.seed, inside.ONE, int(state.step)).random(1)
+      with np.errstate(divide="ignore"):  # a probability of 0 is never drawn
+        domain = sampling.multinomial(uniform, np.log(p_K))
+      return np.bincount(domain, minlength=len(p_K)) * size, p_K
+    p_K = self._open_only(p_K, left_K > 0, left_K)
+    # A low-discrepancy phase makes the shares over many steps as even as those of one batch.
+    offset = (self._phase + int(state.step) * _GOLDEN_RATIO) % 1.0
+    counts_K, rest_K = np.zeros(len(p_K), np.int64), p_K
+    while (missing := size - int(counts_K.sum())) > 0:
+      rest_K = self._open_only(rest_K, left_K > counts_K, left_K)
+      asked_K = np.asarray(sampling.systematic_counts(rest_K, missing, offset), np.int64)
+      granted_K = np.minimum(asked_K, left_K - counts_K).astype(np.int64)
+      if spec.on_exhausted == "stop" and np.any(granted_K < asked_K):
+        raise Exhausted(self._exhausted_message(left_K))
+      counts_K += granted_K
+    return counts_K, p_K
+
+  def _open_only(self, p_K: np.ndarray, open_K: np.ndarray, left_K: np.ndarray) -> np.ndarray:
+    """Renormalises over the domains that have rows left."""
+    if np.all(open_K | (p_K == 0)):
+      return p_K
+    kept_K = np.where(open_K, p_K, 0.0)
+    if self.spec.on_exhausted == "stop" or kept_K.sum() == 0:
+      raise Exhausted(self._exhausted_message(left_K))
+    return kept_K / kept_K.sum()
+
+  def _exhausted_message(self, left_K: np.ndarray) -> str:
+    left = dict(zip(self.spec.domain_names, left_K.tolist(), strict=True))
+    return (
+      f"max_epochs={self.spec.max_epochs} leaves no batch of {self.spec.batch_size} rows; "
+      f"rows left by domain: {left}"
+    )
+
+
+def _with_queue(state: PlanState, group: int, queue: Queue) -> PlanState:
+  queues = (*state.queues[:group], queue, *state.queues[group + 1 :])
+  return state._replace(queues=queues)
