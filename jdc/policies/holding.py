@@ -17,8 +17,8 @@ class EveryState(NamedTuple):
   batches: dict[str, jax.Array]  # step scope: the last `steps` batches of each statistic
 
 
-# Shape of one example's entry, by the names of sizes in RunSpec. What is not listed here belongs
-# to the domains, the target set or the optimizer: there the latest value counts.
+# Shape of one example's entry, by the names of sizes in RunSpec. What is not listed here is
+# about the domains, the target set or the optimizer: there the latest value counts.
 _PER_EXAMPLE: dict[str, tuple[Any, tuple[str, ...]]] = {
   "example_id": (jnp.int32, ()),
   "domain": (jnp.int32, ()),

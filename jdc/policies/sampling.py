@@ -18,7 +18,7 @@ Array = Any  # a NumPy or a JAX array
 def temper(logits: Array, temperature: float | Array) -> Array:
   r"""Returns the logits of softmax(l / T), shifted so that the largest is 0.
 
-  T = 0 is uniform over the items with the largest logit, T = inf over all eligible items. An item
+  T = 0 is uniform over the items with the largest logit, T = inf over all eligible items. One
   that is not eligible (-inf, +inf or NaN) stays at exactly -inf.
 
   Args:

@@ -1,0 +1,448 @@
+"""What every policy promises. A new policy is one line in POLICIES."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from jdc import policies
+from jdc.policies import DataPolicy, ExampleStats, RunSpec, TargetStats, mixture, selection
+from jdc.policies import weighting as weigh
+
+# All sizes differ, so that a shape tells what an array is about.
+K, B, C, N, T, R, D, E, M = 4, 16, 32, 64, 8, 5, 6, 3, 7
+SPEC = RunSpec(
+  num_examples=N,
+  num_domains=K,
+  domain_names=("a", "b", "c", "d"),
+  domain_sizes=(30, 20, 10, 4),
+  proportions=(0.1, 0.2, 0.3, 0.4),
+  batch_size=B,
+  sequence_length=T,
+  sweep_size=C,
+  num_targets=M,
+  feature_size=R,
+  embedding_size=D,
+  num_experts=E,
+  num_steps=2000,
+  steps_per_round=10,
+  domain_draw="one",
+)
+KEY = jax.random.key(0)
+TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
+
+
+@dataclasses.dataclass
+class Case:
+  name: str
+  policy: DataPolicy
+  statistic: Callable[[Any], jax.Array] | None = None  # state -> what it knows of each domain
+  exceptions: dict[str, str] = dataclasses.field(default_factory=dict)  # claim: reason
+
+  def __post_init__(self):
+    self.update = jax.jit(self.policy.update)  # compiled once for all tests
+
+
+reward = lambda state: state.reward_K
+inner_reward = lambda state: state.inner.reward_K
+odm = mixture.odm(warmup_steps=0)
+fast = weigh.loss_reweighting(burn_in_steps=1, temperature=((0, 9.0), (3, 0.5)))
+
+# fmt: off
+POLICIES = [
+  Case("static", mixture.static()),
+  Case("by_size", mixture.by_size(3.0)),
+  Case("odm", odm, reward),
+  Case("odm_default_warmup", mixture.odm(), reward),
+  Case("odm_paper", mixture.odm("paper", warmup_steps=1), reward),
+  Case("odm_cumulative", mixture.odm(reward="cumulative", warmup_steps=0), reward),
+  Case("odm_smoothed_mean", mixture.odm(reward="smoothed_mean", warmup_steps=0), reward),
+  Case("odm_paper_smoothed", mixture.odm("paper", "smoothed_mean", warmup_steps=0), reward),
+  Case("random", selection.random(0.3)),
+  Case("loss_high", selection.loss()),
+  Case("loss_medium", selection.loss("medium", temperature=0.0)),
+  Case("loss_low", selection.loss("low", focus_weight=0.1, temperature=np.inf)),
+  Case("reweighting", fast),
+  Case("reweighting_uniform", weigh.loss_reweighting("uniform", burn_in_steps=0)),
+  Case("reweighting_quadratic", weigh.loss_reweighting("quadratic", 0.4, 0, delta=2.0)),
+  Case("reweighting_extremes", weigh.loss_reweighting("extremes", burn_in_steps=0)),
+  Case("reweighting_upper", weigh.loss_reweighting("upper", 1e-3, burn_in_steps=0)),
+  Case("reweighting_code_uniform", weigh.loss_reweighting("code_uniform", burn_in_steps=0)),
+  Case("after", policies.after(2, odm), inner_reward),
+  Case("after_selection", policies.after(2, selection.loss())),
+  Case("every", policies.every(2, odm), inner_reward),
+  Case("every_selection", policies.every(2, selection.loss())),
+  Case("temperature", policies.temperature(2.0, odm), reward),
+  Case("floor", policies.floor(0.05, odm), reward),
+  Case("ema", policies.ema(0.7, odm), inner_reward),
+  Case("schedule", policies.schedule([(0, mixture.static()), (2, odm)])),
+  Case("corrected_mixture", policies.importance_corrected(odm), inner_reward),
+  Case("corrected_weighting", policies.importance_corrected(fast)),
+]
+# fmt: on
+
+
+def holding(claim):
+  """Parametrises over the policies for which a claim holds."""
+  cases = [case for case in POLICIES if claim not in case.exceptions]
+  return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+
+
+SHAPES = {
+  "token_loss": (T,), "reference_token_loss": (T,), "gradient": (R,), "update_direction": (R,),
+  "embedding": (D,), "position_weighted_embedding": (D,),
+}  # fmt: skip
+INTEGERS = {"example_id", "domain", "num_tokens", "token_mask"}
+OF_DOMAINS = {
+  "domain_gradient": (K, 2, R), "domain_target_loss": (K,), "domain_expert_load": (K, E),
+}  # fmt: skip
+EXTREMES = {
+  "nan": np.nan, "inf": np.inf, "minus_inf": -np.inf, "huge": 3e38, "minus_huge": -3e38,
+  "zero": 0.0, "tiny": 1e-38,
+}  # fmt: skip
+
+
+def rows_of(policy):
+  return C if policy.scope == "round" else B
+
+
+def make_fields(policy, seed):
+  """Random values for all that a policy observes, and for the score of a sweep."""
+  rng, rows = np.random.default_rng(seed), rows_of(policy)
+  num_tokens = rng.integers(1, T + 1, rows)
+  example_id = rng.permutation(N)[:rows]
+  padding = np.arange(rows) % 8 == 5
+  fields = {
+    "example_id": np.where(padding, -1, example_id),
+    "domain": np.where(padding, 0, rng.integers(0, K, rows)),
+    "num_tokens": np.where(padding, 0, num_tokens),
+    "token_mask": np.arange(T) < np.where(padding, 0, num_tokens)[:, None],
+    "step": np.int32(seed),
+    "learning_rate": np.float32(1e-3),
+    "target": TargetStats(
+      gradient=jnp.asarray(rng.normal(size=(M, R)), jnp.float32),
+      embedding=jnp.asarray(rng.normal(size=(M, D)), jnp.float32),
+      loss=jnp.asarray(rng.gamma(4.0, 0.5, M), jnp.float32),
+      task=jnp.asarray(rng.integers(0, 2, M), jnp.int32),
+      domain=jnp.asarray(rng.integers(0, K, M), jnp.int32),
+    ),
+  }
+  for name in sorted(policy.observes - fields.keys()):
+    shape = OF_DOMAINS.get(name, (rows, *SHAPES.get(name, ())))
+    fields[name] = rng.uniform(0.1, 1.0, shape) * (1 if "probability" in name else 4)
+  return {name: fields[name] for name in sorted(policy.observes | {"example_id"})}
+
+
+def as_stats(policy, fields, state, dtype=jnp.float32):
+  """Statistics as a trainer gives them: after a sweep, with the score of each row."""
+  converted = {
+    name: value
+    if name in ("target", "step", "learning_rate")
+    else jnp.asarray(value, jnp.int32 if name in INTEGERS - {"token_mask"} else dtype)
+    for name, value in fields.items()
+  }
+  stats = ExampleStats(**converted)
+  if policy.score is None:
+    return stats
+  halves = [slice(0, C // 2), slice(C // 2, C)]
+  chunks = [jax.tree.map(lambda x, half=half: x[half], stats) for half in halves]
+  scores = [policy.score(chunk, state) for chunk in chunks]
+  return dataclasses.replace(stats, score=jnp.concatenate(scores))
+
+
+def run(case, all_fields, spec=SPEC, update=None):
+  """Returns the initial decision, the later ones and the last state."""
+  first, state = case.policy.init(spec, KEY)
+  update, decisions = update or case.update, []
+  for fields in all_fields:
+    decision, state = case.update(as_stats(case.policy, fields, state), state)
+    decisions.append(decision)
+  return first, decisions, state
+
+
+def typical(policy, num=4):
+  return [make_fields(policy, seed) for seed in range(num)]
+
+
+def raw(tree):
+  """NumPy arrays, keys as integers, so that leaves can be compared."""
+
+  def leaf(x):
+    key = hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(x) if key else x)
+
+  return jax.tree.map(leaf, tree)
+
+
+def assert_close(actual, expected, **tolerance):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  compare = lambda a, b: np.testing.assert_allclose(a, b, **(tolerance or TOLERANCE))
+  jax.tree.map(compare, raw(actual), raw(expected))
+
+
+def assert_same(actual, expected):
+  assert_close(actual, expected, rtol=0, atol=0)
+
+
+def types(tree):
+  return jax.tree.map(lambda x: (x.shape, x.dtype, jax.typeof(x).weak_type), tree)
+
+
+def assert_sane(decision):
+  for name in ("logits", "weights", "token_weights"):
+    value = getattr(decision, name)
+    if value is not None:
+      assert value.dtype == jnp.float32
+      assert not np.any(np.isnan(value)), name
+      assert not np.any(np.isposinf(value)), name
+  for value in (decision.weights, decision.token_weights):
+    assert value is None or np.all(np.asarray(value) >= 0)
+
+
+@holding("types")
+def test_decisions_and_states_are_as_init_promised(case):
+  first, state = case.policy.init(SPEC, KEY)
+  promised = types((first, state))
+  assert_sane(first)
+  for fields in typical(case.policy):
+    decision, state = case.update(as_stats(case.policy, fields, state), state)
+    assert types((decision, state)) == promised
+    assert_sane(decision)
+
+
+@holding("types")
+def test_decides_something_of_a_known_shape(case):
+  decision, _ = case.policy.init(SPEC, KEY)
+  assert decision.logits is not None or decision.weights is not None
+  assert decision.logits is None or decision.logits.shape in {(K,), (C,), (N,)}
+  assert decision.weights is None or decision.weights.shape == (rows_of(case.policy),)
+
+
+def spoilt(policy):
+  """Batches with every kind of extreme value in some or all places, then an ordinary one."""
+  floats = sorted(policy.observes - INTEGERS - {"target", "step", "learning_rate"})
+  for seed, (name, where) in enumerate(
+    (name, where) for name in EXTREMES for where in ("some", "all")
+  ):
+    fields = make_fields(policy, seed)
+    for field in floats:
+      rng, value = np.random.default_rng(seed), fields[field]
+      chosen = True if where == "all" else rng.random(value.shape) < 0.3
+      fields[field] = np.where(chosen, EXTREMES[name], value)
+    yield fields
+  yield make_fields(policy, 99)
+  only_padding = make_fields(policy, 100)
+  empty = {"example_id": -1, "domain": 0, "num_tokens": 0, "token_mask": 0}
+  yield {n: np.full_like(v, empty[n]) if n in empty else v for n, v in only_padding.items()}
+  single = make_fields(policy, 101)
+  yield {n: np.full_like(v, 2) if n == "domain" else v for n, v in single.items()}
+
+
+@holding("finite")
+def test_never_nan_whatever_goes_in(case):
+  _, fresh = case.policy.init(SPEC, KEY)
+  state = fresh
+  for fields in spoilt(case.policy):
+    alone, _ = case.update(as_stats(case.policy, fields, fresh), fresh)
+    assert_sane(alone)
+    decision, state = case.update(as_stats(case.policy, fields, state), state)
+    assert_sane(decision)
+
+
+@holding("recovers")
+def test_an_extreme_batch_leaves_no_nan_in_the_state(case):
+  _, _, state = run(case, spoilt(case.policy))
+  if isinstance(state, policies.holding.EveryState):
+    state = state._replace(batches={})  # the statistics as they came
+  assert not any(np.any(np.isnan(leaf)) for leaf in jax.tree.leaves(raw(state)))
+
+
+def relabel(spec, fields, order):
+  """The same run with domain order[j] called j."""
+  label = np.argsort(order)
+  pick = lambda values: tuple(values[k] for k in order)
+  spec = spec._replace(
+    domain_names=pick(spec.domain_names),
+    domain_sizes=pick(spec.domain_sizes),
+    proportions=pick(spec.proportions),
+  )
+  changed = dict(fields)
+  if "domain" in changed:
+    real = fields["example_id"] >= 0
+    changed["domain"] = np.where(real, label[fields["domain"]], 0)
+  for name in OF_DOMAINS.keys() & changed.keys():
+    changed[name] = fields[name][order]
+  return spec, changed
+
+
+@holding("domains")
+def test_equivariant_in_the_order_of_domains(case):
+  order, all_fields = np.array([2, 0, 3, 1]), typical(case.policy)
+  spec = relabel(SPEC, all_fields[0], order)[0]
+  renamed = [relabel(SPEC, fields, order)[1] for fields in all_fields]
+  first, decisions, _ = run(case, all_fields)
+  first_renamed, decisions_renamed, _ = run(case, renamed, spec)
+  for one, other in zip([first, *decisions], [first_renamed, *decisions_renamed], strict=True):
+    if one.logits is not None and one.logits.shape == (K,):
+      one = one._replace(logits=one.logits[order])
+    assert_close(other, one, rtol=1e-5, atol=1e-5)
+
+
+@holding("examples")
+def test_equivariant_in_the_order_of_examples(case):
+  order = np.random.default_rng(7).permutation(rows_of(case.policy))
+  all_fields = typical(case.policy)
+  shuffled = [
+    {n: v[order] if np.shape(v)[:1] == order.shape else v for n, v in fields.items()}
+    for fields in all_fields
+  ]
+  _, decisions, _ = run(case, all_fields)
+  _, decisions_shuffled, _ = run(case, shuffled)
+  pick = lambda x: x[order] if x.shape == order.shape else x
+  for one, other in zip(decisions, decisions_shuffled, strict=True):
+    assert_close(other, jax.tree.map(pick, one), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "case", [case for case in POLICIES if case.statistic], ids=lambda case: case.name
+)
+def test_an_absent_domain_carries_its_statistic(case):
+  _, _, state = run(case, typical(case.policy))
+  before = np.asarray(case.statistic(state))
+  assert before.shape == (K,)
+  assert np.all(before != 0)
+  for seed in (50, 51):  # two batches, because `every` learns from both at once
+    fields = make_fields(case.policy, seed)
+    fields["domain"] = fields["domain"] % 3
+    _, state = case.update(as_stats(case.policy, fields, state), state)
+  after = np.asarray(case.statistic(state))
+  assert after[3] == before[3]
+  assert np.all(after[:3] != before[:3])
+
+
+@holding("dtype")
+def test_stays_in_float32_when_statistics_are_bfloat16(case):
+  first, state = case.policy.init(SPEC, KEY)
+  promised = types((first, state))
+  for fields in typical(case.policy):
+    stats = as_stats(case.policy, fields, state, jnp.bfloat16)
+    decision, state = case.update(stats, state)
+    assert types((decision, state)) == promised
+
+
+@holding("jit")
+def test_the_same_with_and_without_jit(case):
+  """Within 1e-6: a fused sum may round otherwise."""
+  plain = run(case, typical(case.policy), update=case.policy.update)
+  assert_close(run(case, typical(case.policy)), plain)
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@holding("devices")
+def test_the_same_on_eight_devices(case, kind):
+  """Within 1e-6 of one device; the statistics arrive sharded over the batch."""
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(getattr(jax.sharding.AxisType, kind),))
+  whole = jax.sharding.NamedSharding(mesh, jax.P())
+
+  def spread(x):
+    rows = x.ndim > 0 and x.shape[0] == rows_of(case.policy)
+    return jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.P("data")) if rows else whole)
+
+  @jax.jit
+  def sharded(stats, state):
+    return case.policy.update(jax.sharding.reshard(stats, jax.P()), state)
+
+  def update(stats, state):
+    with jax.set_mesh(mesh):
+      return sharded(jax.tree.map(spread, stats), jax.device_put(state, whole))
+
+  expected = run(case, typical(case.policy))
+  assert_close(run(case, typical(case.policy), update=update), expected)
+
+
+@holding("compiles")
+def test_the_second_call_compiles_nothing(case):
+  compiled = []
+  listener = lambda event, duration, **kwargs: compiled.append(event)
+  # A function of its own, so that no other test has compiled it before.
+  update = jax.jit(lambda *args: case.policy.update(*args))
+  decision, state = case.policy.init(SPEC, KEY)
+  batches = [as_stats(case.policy, fields, state) for fields in typical(case.policy)]
+  decision, state = update(batches[0], state)
+  jax.block_until_ready(decision)
+  jax.monitoring.register_event_duration_secs_listener(listener)
+  try:
+    for stats in batches[1:]:
+      decision, state = update(stats, state)
+    jax.block_until_ready(decision)
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listener)
+  assert [event for event in compiled if "compile" in event] == []
+
+
+def stacked(case):
+  """A few batches of statistics along a new first axis; scores do not depend on the state."""
+  _, state = case.policy.init(SPEC, KEY)
+  batches = [as_stats(case.policy, fields, state) for fields in typical(case.policy)]
+  return state, batches, jax.tree.map(lambda *x: jnp.stack(x), *batches)
+
+
+@holding("scan")
+def test_works_under_scan(case):
+  state, batches, stats = stacked(case)
+  flip = lambda state, stats: case.policy.update(stats, state)[::-1]
+  last, decisions = jax.jit(lambda *args: jax.lax.scan(flip, *args))(state, stats)
+  expected = []
+  for batch in batches:
+    decision, state = case.update(batch, state)
+    expected.append(decision)
+  assert_close(decisions, jax.tree.map(lambda *x: jnp.stack(x), *expected))
+  assert_close(last, state)
+
+
+@holding("vmap")
+def test_works_under_vmap(case):
+  state, batches, stats = stacked(case)
+  states = jax.tree.map(lambda x: jnp.stack([x] * len(batches)), state)
+  decisions, _ = jax.jit(jax.vmap(case.policy.update))(stats, states)
+  expected = [case.update(batch, state)[0] for batch in batches]
+  assert_close(decisions, jax.tree.map(lambda *x: jnp.stack(x), *expected))
+
+
+@holding("checkpoint")
+def test_continues_identically_from_a_checkpoint(case, tmp_path):
+  batches = typical(case.policy, 6)
+  _, _, state = run(case, batches[:3])
+  # As in a train state, which is never empty.
+  tree = {"step": jnp.int32(3), "policy": state}
+  ocp.save(tmp_path / "state", tree)
+  target = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+  )
+  restored = ocp.load(tmp_path / "state", target)["policy"]
+  assert types(restored) == types(state)
+  assert_same(restored, state)
+  for fields in batches[3:]:
+    expected, state = case.update(as_stats(case.policy, fields, state), state)
+    decision, restored = case.update(as_stats(case.policy, fields, restored), restored)
+    assert_same(decision, expected)
+
+
+@holding("seed")
+def test_init_depends_on_nothing_but_its_arguments(case):
+  assert_same(case.policy.init(SPEC, KEY), case.policy.init(SPEC, KEY))
+
+
+def test_imports_jax_and_numpy_only():
+  banned = ["flax", "optax", "grain", "orbax", "absl", "ml_collections"]
+  code = f"import sys, jdc.policies; print(sorted(m for m in {banned} if m in sys.modules))"
+  out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert out.stdout.strip() == "[]"
