@@ -1,6 +1,7 @@
 """Tests of the decoder: its equations, what a token may see, its options."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,13 @@ KEY = jax.random.key(0)
 
 def replace(**changes):
   return dataclasses.replace(CONFIG, **changes)
+
+
+@functools.cache
+def make(config):
+  """A model and its initial parameters; one a configuration, so that it compiles once."""
+  model = decoder(config)
+  return model, jax.jit(model.init)(KEY)
 
 
 def packed_rows(segments, seed=0, vocab_size=61):
@@ -105,8 +113,8 @@ def reference_rotation(config, x_TxH):
 )
 def test_agrees_with_the_equations(num_kv_heads, tie_embeddings):
   config = replace(num_kv_heads=num_kv_heads, tie_embeddings=tie_embeddings, rope_base=50.0)
-  model = decoder(config)
-  params = randomised_norms(model.init(KEY))
+  model, params = make(config)
+  params = randomised_norms(params)
   rows = packed_rows([[1] * 12, [1] * 12])
   computed = losses(model, params, rows)
   for row in range(2):
@@ -125,22 +133,24 @@ def randomised_norms(params):
 
 
 def test_packed_documents_have_the_losses_of_each_alone():
-  model = decoder(CONFIG)
-  params = model.init(KEY)
-  packed = packed_rows([[1] * 6 + [2] * 9 + [3] * 3])
+  model, params = make(CONFIG)
+  documents = [(0, 6), (6, 15), (15, 18)]
+  packed = packed_rows([[1] * 6 + [2] * 9 + [3] * 3] * 3)
+  tokens = np.append(packed.tokens[0], packed.targets[0, -1:])
+  alone = np.zeros((3, 18), np.int32)
+  for row, (start, end) in zip(alone, documents, strict=True):
+    row[: end - start] = tokens[start:end]
+  lengths = np.array([[end - start] for start, end in documents])
+  separate = inputs_and_targets(alone, np.int32(np.arange(18) < lengths))
   packed_losses = losses(model, params, packed)[0]
-  for start, end in [(0, 6), (6, 15), (15, 18)]:
-    tokens, targets = packed.tokens[0, start : end - 1], packed.targets[0, start : end - 1]
-    alone = inputs_and_targets(
-      np.append(tokens, targets[-1])[None], np.ones((1, end - start), np.int32)
-    )
-    expected = losses(model, params, alone)[0]
+  separate_losses = losses(model, params, separate)
+  for row, (start, end) in enumerate(documents):
+    expected = separate_losses[row, : end - start - 1]
     np.testing.assert_allclose(packed_losses[start : end - 1], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_sees_only_earlier_tokens_of_its_own_segment():
-  model = decoder(CONFIG)
-  params = model.init(KEY)
+  model, params = make(CONFIG)
   rows = packed_rows([[1] * 5 + [2] * 6 + [0] * 3])
   changed_token = 7
   tokens = rows.tokens.copy()
@@ -155,8 +165,7 @@ def test_sees_only_earlier_tokens_of_its_own_segment():
 
 
 def test_positions_matter_only_relative_to_each_other():
-  model = decoder(CONFIG)
-  params = model.init(KEY)
+  model, params = make(CONFIG)
   logits = jax.jit(model.logits)
   base = logits(params, ROWS.tokens, ROWS.positions, ROWS.segments)
   shifted = logits(params, ROWS.tokens, ROWS.positions + 5, ROWS.segments)
@@ -166,8 +175,7 @@ def test_positions_matter_only_relative_to_each_other():
 
 
 def test_grouped_queries_equal_full_heads_with_repeated_kv_heads():
-  grouped, full = decoder(CONFIG), decoder(replace(num_kv_heads=4))
-  params = grouped.init(KEY)
+  (grouped, params), (full, _) = make(CONFIG), make(replace(num_kv_heads=4))
   size = CONFIG.features_per_head
 
   def repeat_heads(kernel):
@@ -184,8 +192,7 @@ def test_grouped_queries_equal_full_heads_with_repeated_kv_heads():
 
 
 def test_tied_embeddings_equal_untied_ones_with_the_same_matrix():
-  tied, untied = decoder(replace(tie_embeddings=True)), decoder(CONFIG)
-  params = tied.init(KEY)
+  (tied, params), (untied, _) = make(replace(tie_embeddings=True)), make(CONFIG)
   assert "output" not in params
   untied_params = params | {"output": {"kernel": params["embedding"]["embedding"].T}}
   expected = losses(tied, params, ROWS)
@@ -215,10 +222,10 @@ def test_remat_changes_memory_and_not_gradients():
 
 
 def test_bfloat16_activations_keep_parameters_and_stay_near_float32():
-  low, high = decoder(replace(dtype="bfloat16")), decoder(CONFIG)
-  params = low.init(KEY)
+  (low, params), (high, _) = make(replace(dtype="bfloat16")), make(CONFIG)
   assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
-  assert low.hidden(params, *ROWS[:1], *ROWS[2:4]).dtype == jnp.bfloat16
+  hidden = jax.eval_shape(low.hidden, params, ROWS.tokens, ROWS.positions, ROWS.segments)
+  assert hidden.dtype == jnp.bfloat16
   gradient = gradients(low, params, ROWS)
   assert {leaf.dtype.name for leaf in jax.tree.leaves(gradient)} == {"float32"}
   difference = losses(low, params, ROWS) - losses(high, params, ROWS)
@@ -227,7 +234,7 @@ def test_bfloat16_activations_keep_parameters_and_stay_near_float32():
 
 
 def test_parameters_can_be_bfloat16():
-  params = decoder(replace(parameter_dtype="bfloat16")).init(KEY)
+  params = jax.eval_shape(decoder(replace(parameter_dtype="bfloat16")).init, KEY)
   assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
 
 
@@ -264,7 +271,7 @@ def test_number_of_parameters(tie_embeddings):
 
 
 def test_initial_scales():
-  params = decoder(replace(width=160, mlp_width=256, initializer_scale=0.5)).init(KEY)
+  params = make(replace(width=160, mlp_width=256, initializer_scale=0.5))[1]
   mlp = params["layers"]["mlp"]
   residual_scale = 0.025 / np.sqrt(2 * CONFIG.num_layers)
   np.testing.assert_allclose(np.std(mlp["up"]["kernel"]), 0.025, rtol=0.03)
@@ -291,8 +298,7 @@ def test_rejects_a_loss_chunk(loss_chunk):
 
 
 def test_per_example_gradients_agree_with_a_loop():
-  model = decoder(CONFIG)
-  params = model.init(KEY)
+  model, params = make(CONFIG)
 
   def loss(params, row):
     return jnp.sum(model.token_losses(params, *(x[None] for x in row)))
