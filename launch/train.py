@@ -38,10 +38,10 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   if DISTRIBUTED.value:
     jax.distributed.initialize()
-  run(config_lib.from_config_dict(CONFIG.value), WORKDIR.value)
+  train(config_lib.from_config_dict(CONFIG.value), WORKDIR.value)
 
 
-def run(config: config_lib.TrainConfig, workdir: str) -> loop.Result:
+def train(config: config_lib.TrainConfig, workdir: str) -> loop.Result:
   """Builds what the config describes, trains it, and prints what came out."""
   # Everything that can be wrong without looking at the data.
   policies = config_lib.build_policies(config)
@@ -58,10 +58,8 @@ def run(config: config_lib.TrainConfig, workdir: str) -> loop.Result:
   Path(workdir).mkdir(parents=True, exist_ok=True)
   domains = corpus.prepare(config.data, config.sequence_length, config.seed, workdir)
 
-  result = loop.fit(
-    model, optimizer, learning_rate, policies, domains, config, workdir,
-    config_json=config_lib.to_json(config), profile=PROFILE.value,
-  )  # fmt: skip
+  run = loop.Run(model, optimizer, learning_rate, policies, domains, config)
+  result = loop.fit(run, workdir, profile=PROFILE.value)
   if jax.process_index() == 0:
     print(summary.table(workdir))
     picture = summary.plot(workdir)

@@ -18,15 +18,15 @@ from jdc.train.step import example_stats
 
 
 def make_arrange(
-  ordering: Ordering,
+  ordering: Ordering | None,
   model: LanguageModel,
   pool: loader.Pool,
   batch_size: int,
   sharding: jax.NamedSharding,
   given_scores: np.ndarray | None,
   current: Callable[[], TrainState],
-) -> Arrange:
-  """Returns the function that orders rows of the pool by the ordering's score.
+) -> Arrange | None:
+  """Returns the function that orders rows of the pool by the ordering's score, if there is one.
 
   Args:
     ordering: maps scores to a permutation.
@@ -37,6 +37,8 @@ def make_arrange(
     given_scores: f32[N], for an ordering that observes nothing.
     current: returns the state whose parameters score the rows.
   """
+  if ordering is None:
+    return None
   order = jax.jit(ordering.order)
   score_chunk = jax.jit(_scorer(ordering, model))
 

@@ -69,7 +69,7 @@ class Checkpoints:
     items = {"state": state, **({"arrays": arrays} if arrays else {})}
     try:
       self._pending = self._checkpointer.save_checkpointables_async(
-        step, items, force=True, custom_metadata=metadata
+        step, items, force=True, overwrite=step in self.steps(), custom_metadata=metadata
       )
     except Exception as error:
       raise _save_failed(self._folder, error) from error

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
-from jdc.data import pack, tokenize
+from jdc.data import pack, quickstart, tokenize
 from jdc.data.domains import find_domains
 from jdc.train.config import DataConfig
 
@@ -41,8 +41,6 @@ def prepare(
   folder = Path(config.path).expanduser()
   if config.path == "python":
     folder = cache_dir(config) / "python_text"
-    from jdc.data import quickstart
-
     quickstart.write_corpus(folder)
   return pack.prepare(
     find_domains(folder),

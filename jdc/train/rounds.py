@@ -37,10 +37,10 @@ class RoundStart(NamedTuple):
 def make_round_start(
   model: LanguageModel,
   policies: Policies,
-  pool: loader.Pool,
   spec: RunSpec,
-  sweep_batch_size: int,
   seed: int,
+  pool: loader.Pool,
+  sweep_batch_size: int,
   sharding: jax.NamedSharding,
 ) -> Callable[[TrainState, int], RoundStart] | None:
   """Returns the function `(state, round) -> RoundStart`; `None` where no policy needs it."""

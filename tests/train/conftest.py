@@ -28,8 +28,8 @@ from jdc.train.config import (
 
 SEQUENCE_LENGTH = 32
 WORDS = {
-  "fruit": "apple pear plum fig quince cherry".split(),
-  "metal": "iron tin lead zinc gold silver copper".split(),
+  "fruit": ["apple", "pear", "plum", "fig", "quince", "cherry"],
+  "metal": ["iron", "tin", "lead", "zinc", "gold", "silver", "copper"],
   "noise": [f"{i * 7919 % 99991:x}" for i in range(300)],
 }
 
@@ -104,15 +104,15 @@ def fit(
     )
     workdir.mkdir(exist_ok=True)
     schedule = optax.constant_schedule(learning_rate)
-    return loop.fit(
+    run = loop.Run(
       model or decoder(model_config),
       optimizer or optax.adamw(schedule),
       schedule,
       chosen or policies.combine(),
       domains,
       config,
-      str(workdir),
     )
+    return loop.fit(run, str(workdir))
 
   return run
 

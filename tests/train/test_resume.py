@@ -23,13 +23,16 @@ RUNS = {
     policies.combine(selection=selection.loss()),
     {"draw": "multinomial", "sweep_rows": 20},
   ),
-  "loss_reweighting": (policies.combine(weighting=weighting.loss_reweighting()), {}),
+  "loss_reweighting": (
+    policies.combine(weighting=weighting.loss_reweighting(burn_in_steps=2)),
+    {},
+  ),
   "sorting": (policies.combine(ordering=ordering.sorting()), {}),
   "everything": (
     policies.combine(
       mixture=mixture.odm(warmup_steps=1),
       selection=selection.loss(),
-      weighting=weighting.loss_reweighting(),
+      weighting=weighting.loss_reweighting(burn_in_steps=2),
       ordering=ordering.sorting(),
     ),
     {"draw": "gumbel_top_k", "accumulation_steps": 2, "batch_size": 16},
@@ -82,7 +85,11 @@ def test_fewer_devices_see_the_same_examples(fit, tmp_path):
   ids = [metrics.read_example_ids(tmp_path / run) for run in ("eight", "four")]
   assert (ids[0] == ids[1]).all()
   losses = [
-    [line["train/loss"] for line in metrics.read_metrics(tmp_path / run) if "train/loss" in line]
+    [
+      line["train/loss"]
+      for line in metrics.read_metrics(tmp_path / run)
+      if "train/loss" in line
+    ]
     for run in ("eight", "four")
   ]
   assert losses[0] == pytest.approx(losses[1], rel=1e-5)
