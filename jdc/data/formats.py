@@ -241,13 +241,11 @@ def _array_records(path: Path) -> Iterator[Record]:
   try:
     reader = module.ArrayRecordReader(str(path))
     count = reader.num_records()
-    if not reader.ok() or count == 0:  # a truncated file reports no records
-      raise ValueError(f"{path}: damaged as ArrayRecord, or without a record")
     for start in range(0, count, _RECORDS):
       block = reader.read(start, min(start + _RECORDS, count))
       for index, raw in enumerate(block, start):
         yield parse_json(f"{path}[{index}]", raw)
-    reader.close()
+    reader.close()  # raises where the file is truncated: it reports no records until then
   except RuntimeError as error:
     raise ValueError(f"{path}: damaged as ArrayRecord: {error}") from error
 

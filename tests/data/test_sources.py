@@ -244,7 +244,7 @@ def test_bad_text_file_names_the_line(tmp_path):
 
 def test_bad_parquet(tmp_path):
   path, quarantine = tmp_path / "a.parquet", tmp_path / "bad.jsonl"
-  column = pyarrow.array([b"ok", None, b"\xff"]).view(pyarrow.binary())
+  column = pyarrow.array([b"ok", None, b"\xff"]).view(pyarrow.string())
   pyarrow.parquet.write_table(pyarrow.table({"text": column, "n": [1, 2, 3]}), path)
   with pytest.raises(ValueError, match=r"a.parquet\[1\]: .*NoneType"):
     texts(path)

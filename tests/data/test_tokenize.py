@@ -105,6 +105,12 @@ def test_byte_starts_cover_what_a_normalizer_drops(tmp_path):
   assert [len(part) for part in tokenizer.encode("   ")] == [0, 0]
 
 
+def test_short_and_long_texts_keep_their_length(bpe):
+  """The file asks for texts of five tokens, cut or padded."""
+  for text in ("z", "z" * 50):
+    assert [len(ids) for ids, _ in bpe.encode_batch([text, text])] == [len(text)] * 2
+
+
 def test_batches_agree_with_single_texts(bpe):
   rng = random.Random(0)
   texts = ["".join(rng.sample(text, k=20)) for text in TEXTS * 5] + [""]
