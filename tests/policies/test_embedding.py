@@ -78,7 +78,7 @@ def train_nnx():
       decision, new_state = policy.update(stats, policy_state)  # +
       return (loss_B * decision.weights).mean(), (decision.weights, new_state)  # ~
 
-    (loss, aux), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
+    (_, aux), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
     optimizer.update(model, grads)
     return aux
 
