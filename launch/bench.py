@@ -1,0 +1,274 @@
+"""Measures jdc side by side with the plainest code that does the same.
+
+  python launch/bench.py --what=loop      # training loop against a hand-written one
+  python launch/bench.py --what=loader    # rows per second, cost of a changed mixture
+  python launch/bench.py --what=throughput --peak_tflops=989  # tokens per second of a big model
+
+Ratios come from interleaved steps in one process; the A/A row is the hand-written loop against
+itself, which is what noise alone gives.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+from absl import logging as absl_logging
+
+from jdc import policies
+from jdc.data.batch import inputs_and_targets
+from jdc.data.loader import Batch, Loader, Pool
+from jdc.data.pack import Domain
+from jdc.data.plan import PlanSpec
+from jdc.models.base import LanguageModel
+from jdc.models.configs import DecoderConfig
+from jdc.models.decoder import decoder
+from jdc.policies import mixture
+from jdc.train import config as c
+from jdc.train import corpus, loop, setup
+from jdc.train import state as state_lib
+from jdc.train.optimizer import make_optimizer
+from jdc.train.step import make_train_step
+
+WHAT = flags.DEFINE_enum("what", "loop", ["loop", "loader", "throughput"], "What to measure.")
+DATA = flags.DEFINE_string("data", "python", "A folder of domains; default: the quickstart's.")
+PAIRS = flags.DEFINE_integer("pairs", 200, "Interleaved pairs of steps.")
+BATCH = flags.DEFINE_integer("batch_size", 16, "Rows of a step.")
+LENGTH = flags.DEFINE_integer("sequence_length", 256, "Tokens of a row.")
+WIDTH = flags.DEFINE_integer("width", 128, "Width of the decoder.")
+LAYERS = flags.DEFINE_integer("layers", 4, "Layers of the decoder.")
+VOCAB = flags.DEFINE_integer("vocab_size", 258, "Tokens of the model, 258 or more.")
+DTYPE = flags.DEFINE_string("dtype", "float32", "Of activations.")
+REMAT = flags.DEFINE_string("remat", "none", "none or layer.")
+PEAK = flags.DEFINE_float("peak_tflops", 0.0, "The chip's peak, for the share that is used.")
+STEPS = flags.DEFINE_integer("steps", 20, "Steps that throughput is measured over.")
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  {"loop": bench_loop, "loader": bench_loader, "throughput": bench_throughput}[WHAT.value]()
+
+
+def bench_loop() -> None:
+  """Prints the time of a step of each loop over that of the hand-written one."""
+  model, domains = _model(), _domains()
+  optimizer, schedule = make_optimizer(_run_config().optimizer, 10**6)
+  choices = {"static path": policies.combine(), "odm": policies.combine(mixture=mixture.odm())}
+  with tempfile.TemporaryDirectory() as folder:
+    loops: dict[str, Iterator[Any]] = {
+      "hand-written": hand_written_loop(model, optimizer, domains),
+      "hand-written again (A/A)": hand_written_loop(model, optimizer, domains),
+    }
+    for name, chosen in choices.items():
+      run = loop.Run(model, optimizer, schedule, chosen, domains, _run_config())
+      workdir = f"{folder}/{name.replace(' ', '_')}"
+      loops[f"jdc {name}"] = (progress.state for progress in _steps(run, workdir))
+    seconds = _interleave(loops, PAIRS.value)
+  base = seconds.pop("hand-written")
+  print(f"hand-written step: median {1e3 * np.median(base):.1f} ms, min {1e3 * base.min():.1f}")
+  for name, values in seconds.items():
+    ratio, low, high = _ratio(values, base)
+    print(f"{name:>26}: {ratio:.4f}x  95 % interval [{low:.4f}, {high:.4f}]")
+  _print_flops(model, optimizer, schedule, domains, choices)
+
+
+def hand_written_loop(
+  model: LanguageModel, optimizer: optax.GradientTransformation, domains: dict[str, Domain]
+) -> Iterator[Any]:
+  """The plainest loop: shuffled rows of all domains, one jitted step, the loss one step late."""
+  pool = Pool([domain.train for domain in domains.values()], LENGTH.value)
+  rng = np.random.default_rng(0)
+  train_step = jax.jit(hand_written_step(model, optimizer), donate_argnums=(0, 1))
+  params = jax.jit(model.init)(jax.random.key(0))
+  opt_state = jax.jit(optimizer.init)(params)
+  order, position, last_loss = rng.permutation(len(pool)), 0, None
+  while True:
+    if position + BATCH.value > len(pool):
+      order, position = rng.permutation(len(pool)), 0
+    ids = order[position : position + BATCH.value]
+    position += BATCH.value
+    batch = jax.device_put(pool.rows(ids, np.ones(len(ids), bool)))
+    params, opt_state, loss = train_step(params, opt_state, *batch)
+    if last_loss is not None and not np.isfinite(float(last_loss)):
+      raise FloatingPointError("the hand-written loop diverged")
+    last_loss = loss
+    yield params
+
+
+def hand_written_step(
+  model: LanguageModel, optimizer: optax.GradientTransformation
+) -> Callable[..., tuple[Any, Any, jax.Array]]:
+  """Forward, mean loss, gradient, optimizer."""
+
+  def step(params: Any, opt_state: Any, tokens: Any, segments: Any) -> tuple[Any, Any, Any]:
+    rows = inputs_and_targets(tokens, segments)
+
+    def loss_fn(params: Any) -> jax.Array:
+      losses = model.token_losses(
+        params, rows.tokens, rows.targets, rows.positions, rows.segments
+      )
+      return jnp.sum(losses * rows.mask) / jnp.sum(rows.mask)
+
+    loss, grads = jax.value_and_grad(loss_fn)(params)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, loss
+
+  return step
+
+
+def bench_loader() -> None:
+  """Prints rows per second of the loader alone, and the first batch after a new mixture."""
+  domains = _domains()
+  pool = Pool([domain.train for domain in domains.values()], LENGTH.value)
+  sizes = tuple(len(table) for table in pool.tables)
+  spec = PlanSpec(tuple(domains), sizes, batch_size=64, seed=0, mixed=True)
+  uniform = np.zeros(len(sizes), np.float32)
+  iterator = iter(Loader(pool, spec, uniform))
+  rates, changes = [], []
+  rng = np.random.default_rng(0)
+  for _ in range(20):
+    started = time.perf_counter()
+    for _ in range(100):
+      next(iterator)
+    rates.append(100 * spec.batch_size / (time.perf_counter() - started))
+    logits = rng.normal(size=len(sizes)).astype(np.float32)
+    started = time.perf_counter()
+    for _ in range(spec.decision_lag + 1):
+      iterator.push(logits)
+    next(iterator)
+    changes.append(time.perf_counter() - started)
+  print(f"{len(sizes)} domains, rows of {LENGTH.value} tokens, batches of {spec.batch_size}")
+  print(f"rows/s: median {np.median(rates):,.0f}, min {min(rates):,.0f}")
+  print(f"new mixture and its first batch: median {1e3 * np.median(changes):.2f} ms, "
+        f"max {1e3 * max(changes):.2f}")  # fmt: skip
+
+
+def bench_throughput() -> None:
+  """Prints tokens per second and the share of the peak, with and without ODM."""
+  model, domains = _model(), _domains()
+  optimizer, schedule = make_optimizer(_run_config().optimizer, 10**6)
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  num_params = sum(x.size for x in jax.tree.leaves(shapes))
+  print(f"{num_params / 1e6:.1f} million parameters on {jax.devices()[0].device_kind}")
+  # 6 flops a parameter and token, and 12 L T D of attention, of which causality needs half.
+  flops = 6 * num_params + 6 * LAYERS.value * LENGTH.value * WIDTH.value
+  for name, chosen in (
+    ("static path", policies.combine()),
+    ("odm", policies.combine(mixture=mixture.odm())),
+  ):
+    with tempfile.TemporaryDirectory() as folder:
+      run = loop.Run(model, optimizer, schedule, chosen, domains, _run_config())
+      running = _steps(run, folder)
+      for _ in range(3):
+        jax.block_until_ready(next(running).state)
+      started = time.perf_counter()
+      for _ in range(STEPS.value):
+        progress = next(running)
+      jax.block_until_ready(progress.state)
+      seconds = (time.perf_counter() - started) / STEPS.value
+      running.close()
+    rate = BATCH.value * LENGTH.value / seconds
+    used = f", {100 * rate * flops / PEAK.value / 1e12:.1f} % of peak" if PEAK.value else ""
+    print(f"{name:>12}: {1e3 * seconds:.1f} ms a step, {rate:,.0f} tokens/s{used}")
+
+
+def _steps(run: loop.Run, workdir: str) -> Any:
+  import pathlib
+
+  pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+  return loop.steps(run, workdir)
+
+
+def _interleave(loops: dict[str, Iterator[Any]], pairs: int) -> dict[str, np.ndarray]:
+  """Times one step of every loop in turn, each until its result is there."""
+  names = list(loops)
+  for running in loops.values():
+    for _ in range(3):
+      jax.block_until_ready(next(running))
+  seconds: dict[str, list[float]] = {name: [] for name in names}
+  for pair in range(pairs):
+    for name in names if pair % 2 == 0 else reversed(names):
+      started = time.perf_counter()
+      jax.block_until_ready(next(loops[name]))
+      seconds[name].append(time.perf_counter() - started)
+  return {name: np.asarray(values) for name, values in seconds.items()}
+
+
+def _ratio(values: np.ndarray, base: np.ndarray) -> tuple[float, float, float]:
+  """Returns the median ratio of pairs and its bootstrapped 95 % interval."""
+  ratios = values / base
+  rng = np.random.default_rng(0)
+  medians = np.median(rng.choice(ratios, (4000, len(ratios))), axis=1)
+  low, high = np.percentile(medians, [2.5, 97.5])
+  return float(np.median(ratios)), float(low), float(high)
+
+
+def _print_flops(
+  model: LanguageModel, optimizer: Any, schedule: Any, domains: Any, choices: dict[str, Any]
+) -> None:
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  rows = jax.ShapeDtypeStruct((BATCH.value, LENGTH.value + 1), jnp.int32)
+  step = hand_written_step(model, optimizer)
+  opt_state = jax.eval_shape(optimizer.init, params)
+  base = _flops(jax.jit(step).lower(params, opt_state, rows, rows))
+  print(f"compiled flops of a step: hand-written {base:.6g}")
+  for name, chosen in choices.items():
+    config = _run_config()
+    spec = setup.run_spec(config, domains, chosen)
+    decisions, states = state_lib.init_policies(chosen, spec, 0)
+    options = setup.step_options(config, decisions, chosen)
+    train_step = make_train_step(model, optimizer, schedule, chosen, options)
+    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"),
+                         axis_types=(jax.sharding.AxisType.Auto,) * 3)  # fmt: skip
+    with jax.set_mesh(mesh):
+      state = state_lib.abstract(model, optimizer, states, mesh)
+      ints = jax.ShapeDtypeStruct((BATCH.value,), jnp.int32)
+      floats = jax.ShapeDtypeStruct((BATCH.value,), jnp.float32)
+      batch = Batch(rows, rows, ints, ints, floats, floats, floats)
+      flops = _flops(jax.jit(train_step).lower(state, batch))
+    print(f"{name:>26}: {flops:.6g}, {flops / base:.6f}x")
+
+
+def _flops(lowered: Any) -> float:
+  return lowered.compile().cost_analysis()["flops"]
+
+
+def _model() -> LanguageModel:
+  return decoder(
+    DecoderConfig(
+      vocab_size=VOCAB.value,
+      width=WIDTH.value,
+      num_layers=LAYERS.value,
+      num_heads=max(WIDTH.value // 64, 2),
+      num_kv_heads=max(WIDTH.value // 64, 2),
+      mlp_width=WIDTH.value * 11 // 4,
+      dtype=DTYPE.value,
+      remat=REMAT.value,
+    )
+  )
+
+
+def _run_config() -> c.RunConfig:
+  return c.TrainConfig(
+    num_steps=10**6,
+    batch_size=BATCH.value,
+    sequence_length=LENGTH.value,
+    evaluation=c.EvaluationConfig(max_rows=BATCH.value),
+    checkpoint=c.CheckpointConfig(every_steps=10**6),
+  )
+
+
+def _domains() -> dict[str, Domain]:
+  data = c.DataConfig(path=DATA.value)
+  with tempfile.TemporaryDirectory() as folder:
+    return corpus.prepare(data, LENGTH.value, 0, folder)
+
+
+if __name__ == "__main__":
+  app.run(main)
