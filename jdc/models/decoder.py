@@ -242,7 +242,7 @@ def _context(config: DecoderConfig, positions: jax.Array, segments: jax.Array) -
   frequency_H = config.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angle_BxTx1xH = positions[:, :, None, None].astype(jnp.float32) * frequency_H
   num_positions = segments.shape[1]
-  # Padding is a segment like any other: a query that may look nowhere would give NaN.
+  # Padding is a segment like any other, since a softmax over nothing is undefined.
   same_segment = segments[:, None, :, None] == segments[:, None, None, :]
   causal_TxT = jnp.tril(jnp.ones((num_positions, num_positions), bool))
   return Context(jnp.cos(angle_BxTx1xH), jnp.sin(angle_BxTx1xH), same_segment & causal_TxT)

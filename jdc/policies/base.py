@@ -113,7 +113,7 @@ class UpdateFn(Protocol):
   """`(stats, state) -> (decision, state)`: pure, traceable, without data-dependent shapes."""
 
   def __call__(
-      self, stats: ExampleStats, state: PolicyState, /
+    self, stats: ExampleStats, state: PolicyState, /
   ) -> tuple[Decision, PolicyState]: ...
 
 
