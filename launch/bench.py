@@ -254,7 +254,7 @@ def _model() -> LanguageModel:
   )
 
 
-def _run_config() -> c.RunConfig:
+def _run_config() -> c.TrainConfig:
   return c.TrainConfig(
     num_steps=10**6,
     batch_size=BATCH.value,

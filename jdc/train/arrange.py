@@ -13,8 +13,8 @@ from jdc.data.draw import Arrange
 from jdc.models.base import LanguageModel
 from jdc.policies.base import Ordering
 from jdc.stats import pool as pool_lib
+from jdc.train.observe import example_stats
 from jdc.train.state import TrainState
-from jdc.train.step import example_stats
 
 
 def make_arrange(

@@ -13,8 +13,8 @@ from jdc.models.base import LanguageModel
 from jdc.policies.base import DataPolicy, Decision, ExampleStats, RunSpec
 from jdc.policies.combine import Policies
 from jdc.stats import pool as pool_lib
+from jdc.train.observe import example_stats
 from jdc.train.state import TrainState, slots
-from jdc.train.step import example_stats
 
 # What a sweep can provide to `score`, and what an update after it can read besides.
 PROVIDED = frozenset({

@@ -11,7 +11,7 @@ from jdc.data.pack import Domain
 from jdc.models.base import LanguageModel
 from jdc.policies.base import DataPolicy, Decision, RunSpec
 from jdc.policies.combine import Policies
-from jdc.train import rounds, sharding, step
+from jdc.train import observe, rounds, sharding, step
 from jdc.train.checkpoint import Checkpoints
 from jdc.train.config import RunConfig, differences
 from jdc.train.state import slots
@@ -74,13 +74,17 @@ def step_options(
     for name in in_step
     if decisions[name].weights is not None or decisions[name].token_weights is not None
   }
-  rounds_weigh = any(decisions[name].weights is not None for name in decisions.keys() - in_step)
+  # Rows carry the weights of a round, and those of slots that saw them among the candidates.
+  carried = decisions.keys() - in_step
+  if "selection" in in_step:
+    carried |= {"mixture", "selection"} & in_step
+  row_weights = any(decisions[name].weights is not None for name in carried)
   return step.StepOptions(
     loss_average=cast(Any, config.loss_average),  # checked by RunConfig, as the next one
     accumulation_steps=config.accumulation_steps,
     num_kept=config.batch_size if "selection" in in_step else 0,
     candidate_draw=cast(Any, config.plan.candidate_draw),
-    weights=rounds_weigh,
+    row_weights=row_weights,
     weighted_slots=frozenset(weighted),
   )
 
@@ -211,7 +215,7 @@ def _observation_errors(policies: Policies) -> list[str]:
     if missing:
       known = ", ".join(sorted(_provided(policy)))
       errors.append(f"{name} observes {', '.join(missing)}; a {policy.scope} provides {known}")
-    unseen = sorted(policy.observes_batch - step.PROVIDED)
+    unseen = sorted(policy.observes_batch - observe.PROVIDED)
     if unseen:
       errors.append(
         f"{name} observes {', '.join(unseen)} of a batch, which a step does not provide"
@@ -224,7 +228,7 @@ def _observed(policy: DataPolicy) -> frozenset[str]:
 
 
 def _provided(policy: DataPolicy) -> frozenset[str]:
-  return step.PROVIDED if policy.scope == "step" else rounds.PROVIDED
+  return observe.PROVIDED if policy.scope == "step" else rounds.PROVIDED
 
 
 def _proportions(
