@@ -1,0 +1,66 @@
+"""Every config trains in its tiny form, through the launch script, as its docstring says."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jdc import metrics
+
+ROOT = Path(__file__).parent.parent
+RUNS = {
+  "quickstart": ("quickstart.py:tiny", []),
+  "pretrain_mixture": ("pretrain_mixture.py:tiny,mixture=odm", ["--config.mixture.decay=0.5"]),
+  "pretrain_all_slots": (
+    "pretrain_mixture.py:tiny,mixture=by_size,selection=loss,ordering=sorting",
+    ["--config.mixture.temperature=2.0"],
+  ),
+  "three_in_one": ("three_in_one.py:tiny", []),
+}
+
+
+def write_domains(folder: Path) -> Path:
+  rng = np.random.default_rng(0)
+  for name, letters in (("few", "abc "), ("many", "abcdefghijklmnopqrstuvwxyz ")):
+    texts = ["".join(rng.choice(list(letters), 200)) for _ in range(60)]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (folder / f"{name}.jsonl").write_text(lines)
+  return folder
+
+
+def test_every_config_is_run():
+  configs = {path.stem for path in (ROOT / "configs").glob("*.py")}
+  assert configs == {file.partition(".")[0] for file, _ in RUNS.values()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_config_trains_in_its_tiny_form(name, tmp_path):
+  config, arguments = RUNS[name]
+  if name != "quickstart":
+    folder = tmp_path / "domains"
+    folder.mkdir()
+    arguments = [*arguments, f"--config.data.path={write_domains(folder)}"]
+  workdir = tmp_path / "run"
+  command = [sys.executable, "launch/train.py", f"--config=configs/{config}", *arguments]
+  done = subprocess.run(
+    [*command, f"--workdir={workdir}"],
+    cwd=ROOT,
+    env=os.environ | {"JDC_CACHE": str(tmp_path / "cache"), "XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+    timeout=600,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "finished" in done.stdout
+  assert (workdir / "shares_and_losses.png").stat().st_size > 10_000
+  lines = metrics.read_metrics(workdir)
+  before, after = lines[0]["validation/macro_loss"], lines[-1]["validation/macro_loss"]
+  assert after < before - 0.3
+  seen = [value for key, value in lines[-1].items() if key.endswith("/share_seen")]
+  assert sum(seen) == pytest.approx(1)
