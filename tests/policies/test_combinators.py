@@ -101,11 +101,12 @@ def test_ema_averages_log_probabilities():
 
 def test_ema_excludes_at_once_and_resumes_its_average():
   half, third = np.log([0.5, 0.5]), np.log([1 / 3] * 3)
-  rows = [[*half, -np.inf], third, [*half, -np.inf], third]
+  rows = [[*half, -np.inf], third, [*half, -np.inf], np.log([0.2, 0.2, 0.6])]
   decisions, _ = play(policies.ema(0.5, replay(*rows)), 3)
   assert [d.logits[2] == -np.inf for d in decisions] == [True, False, True, False]
   np.testing.assert_allclose(decisions[1].logits[2], np.log(1 / 3), rtol=1e-6)
-  np.testing.assert_allclose(decisions[3].logits[2], np.log(1 / 3), rtol=1e-6)
+  resumed = (np.log(1 / 3) + np.log(0.6)) / 2
+  np.testing.assert_allclose(decisions[3].logits[2], resumed, rtol=1e-6)
 
 
 def test_ema_rejects_logits_of_changing_rows():

@@ -334,8 +334,11 @@ def test_stays_in_float32_when_statistics_are_bfloat16(case):
   promised = types((first, state))
   for fields in typical(case.policy):
     stats = as_stats(case.policy, fields, state, jnp.bfloat16)
+    widen = lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+    expected, _ = case.update(jax.tree.map(widen, stats), state)
     decision, state = case.update(stats, state)
     assert types((decision, state)) == promised
+    assert_close(decision, expected)  # computed in float32, not only returned
 
 
 @holding("jit")

@@ -1,6 +1,7 @@
 """Sampling: edge cases, agreement of NumPy and JAX, and the identities by simulation."""
 
 import itertools
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -191,6 +192,21 @@ def test_systematic_counts_are_floor_or_ceiling(kind, num_domains, dtype):
       assert counts.dtype == np.int32
 
 
+def test_systematic_counts_survive_rounding_of_a_long_sum():
+  """Fractions next to 1: in float32 their running sum steps by more than 1."""
+  count = jax.jit(sampling.systematic_counts, static_argnums=1)
+  rng = np.random.default_rng(0)
+  fractions = rng.choice([0.9999995, 0.99999, 0.5, 0.3], 3000, p=[0.5, 0.3, 0.1, 0.1])
+  num = int(np.ceil(fractions.sum()))
+  fractions[0] += num - fractions.sum()
+  p = jnp.float32(fractions)
+  quota = np.asarray(p / jnp.sum(p) * num)
+  for offset in rng.random(200):
+    counts = np.asarray(count(p, num, offset))
+    assert counts.sum() == num
+    assert np.all((counts == np.floor(quota)) | (counts == np.ceil(quota)))
+
+
 @BOTH
 def test_systematic_counts_put_a_point_in_each_interval(as_array):
   """Against the definition, point by point."""
@@ -221,6 +237,18 @@ def test_apportion_by_largest_remainder(as_array):
   assert count([0.0, 1.0, 0.0], 7) == [0, 7, 0]
   assert count([0.97, 0.01, 0.01, 0.01], 8) == [8, 0, 0, 0]
   assert count([0.35, 0.15, 0.5], 10) == [4, 1, 5]
+
+
+def test_apportion_breaks_ties_as_exact_arithmetic_does():
+  for seed in range(300):
+    rng = np.random.default_rng(seed)
+    shares, num = rng.integers(1, 10, 6), int(rng.integers(1, 40))
+    quotas = [Fraction(int(s) * num, int(shares.sum())) for s in shares]
+    expected = [int(q) for q in quotas]
+    order = sorted(range(6), key=lambda i: (-(quotas[i] % 1), i))
+    for i in order[: num - sum(expected)]:
+      expected[i] += 1
+    assert sampling.apportion(shares / 10, num).tolist() == expected
 
 
 @pytest.mark.parametrize("kind", ["dirichlet", "sparse", "skewed", "sevenths"])

@@ -61,6 +61,18 @@ def test_quantiles_are_those_of_numpy(size):
   np.testing.assert_allclose(actual, expected, rtol=0, atol=spacing)
 
 
+@pytest.mark.parametrize("focus", ["low", "medium", "high"])
+def test_a_loss_at_the_quantile_is_below_it(focus):
+  loss_C = np.random.default_rng(0).permutation(101).astype(np.float32)
+  logits = decide(loss_C, focus=focus).logits
+  expected = {
+    "low": loss_C <= 33,
+    "medium": (loss_C > 33) & (loss_C <= 66),
+    "high": loss_C > 66,
+  }
+  np.testing.assert_array_equal(np.asarray(logits) == 0, expected[focus])
+
+
 def test_equal_losses_are_all_low():
   for value in (0.1, 2.7182817, 3e38):
     np.testing.assert_allclose(decide([value] * 7, focus="high").logits, np.zeros(7))

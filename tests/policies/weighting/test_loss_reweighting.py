@@ -72,6 +72,16 @@ def test_edges(strategy):
   assert nothing.metrics["num_nonfinite"] == 1
 
 
+def test_a_small_spread_counts_in_full_and_rounding_does_not():
+  close = decide([1.0, 1.01, 1.02], [1, 1, 1], strategy="code_uniform").weights
+  np.testing.assert_allclose(close[2] / close[0], np.exp(2), rtol=1e-4)
+  loss_B = np.float32([1.0, np.nextafter(np.float32(1), np.float32(2))])
+  equal = decide(loss_B, [1, 1], strategy="code_uniform").weights
+  expected = reference(loss_B, [1, 1], "code_uniform", 1.0, 1.0)
+  np.testing.assert_allclose(equal, expected, rtol=1e-5)
+  assert equal[1] / equal[0] < 1.3
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_padding_and_infinite_losses_are_outside_the_range(strategy):
   alone = decide([1.0, 2.0, 5.0], [4, 4, 4], strategy=strategy).weights
