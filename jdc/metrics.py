@@ -7,6 +7,7 @@ resumed run equal an uninterrupted one's byte for byte; times are in `timing.jso
 import json
 import math
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,8 +80,16 @@ class WandbWriter:
       import wandb
     except ImportError as error:
       raise ImportError("logging.wandb_project needs W&B: pip install jdc[wandb]") from error
+    identity = folder / "wandb_id"
+    if not identity.exists():
+      identity.write_text(uuid.uuid4().hex)
     self._run = wandb.init(
-      project=project, dir=str(folder), config=dict(config), id=folder.name, resume="allow"
+      project=project,
+      dir=str(folder),
+      config=dict(config),
+      name=folder.name,
+      id=identity.read_text(),
+      resume="allow",
     )
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:

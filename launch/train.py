@@ -50,6 +50,12 @@ def train(config: config_lib.TrainConfig, workdir: str) -> loop.Result:
   model = decoder(config.model)
   optimizer, learning_rate = make_optimizer(config.optimizer, config.num_steps)
 
+  if "://" in workdir:
+    raise ValueError(
+      f"--workdir={workdir} must be a local folder; checkpoints alone can go elsewhere, with "
+      "--config.checkpoint.folder=gs://..."
+    )
+
   # Text to packed rows, from the cache where they are there already.
   cache_dir = corpus.cache_dir(config.data)
   cache = str(cache_dir / "xla") if CACHE.value is None else CACHE.value
@@ -63,9 +69,10 @@ def train(config: config_lib.TrainConfig, workdir: str) -> loop.Result:
   if jax.process_index() == 0:
     print(summary.table(workdir))
     picture = summary.plot(workdir)
+    folder = config.checkpoint.folder or f"{workdir}/checkpoints"
     for what, where in (
       ("stopped", result.stopped),
-      ("checkpoint", f"{workdir}/checkpoints/{int(result.plan.step)}"),
+      ("checkpoint", f"{folder}/{int(result.plan.step)}"),
       ("metrics", f"{workdir}/metrics.jsonl"),
       ("picture", picture),
     ):

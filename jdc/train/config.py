@@ -56,6 +56,7 @@ class CheckpointConfig:
 
   every_steps: int = 1000
   keep: int = 2  # newest checkpoints kept
+  folder: str = ""  # local or gs://; empty: `checkpoints` in the workdir
 
 
 @dataclasses.dataclass(frozen=True)

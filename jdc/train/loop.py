@@ -67,7 +67,7 @@ def fit(run: Run, workdir: str, *, profile: bool = False) -> Result:
 
   Args:
     run: what to train, and on what.
-    workdir: receives `checkpoints/`, `metrics.jsonl` and the log of example ids.
+    workdir: a local folder; receives `checkpoints/`, `metrics.jsonl` and the example ids.
     profile: writes a trace of a few steps to `workdir/profile`.
 
   Returns:
@@ -107,8 +107,9 @@ def steps(
 
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     # Where the run stands: at the newest intact checkpoint, or at its start.
-    checkpoints = checkpoint.Checkpoints(f"{workdir}/checkpoints", config.checkpoint.keep)
-    stack.callback(checkpoints.close)
+    folder = config.checkpoint.folder or f"{workdir}/checkpoints"
+    checkpoints = checkpoint.Checkpoints(folder, config.checkpoint.keep)
+    stack.enter_context(process.closing(checkpoints))
     setup.check_resume(checkpoints, described)
     parts = (run.model, run.optimizer, policy_states, mesh)
     saved = checkpoints.restore(state_lib.abstract(*parts))
@@ -128,8 +129,9 @@ def steps(
     round_rows = _continue(iterator, saved)
     pushes = policies.mixture is not None and policies.mixture.scope == "step"
     record = Record(Path(workdir), spec, config, step, described["config"], host.get("record"))
-    stack.callback(record.close)
-    trace = stack.enter_context(contextlib.closing(process.Trace(workdir, profile, step)))
+    stack.enter_context(process.closing(record))
+    trace = process.Trace(workdir, profile, step)
+    stack.enter_context(process.closing(trace))
     terminated = stack.enter_context(process.sigterm())
 
     def evaluate() -> dict[str, float]:

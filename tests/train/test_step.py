@@ -1,4 +1,4 @@
-"""The jitted step: its loss and gradient, accumulation, selection, and steps that are skipped."""
+"""The jitted step: its loss and gradient, accumulation, selection, skipped steps."""
 
 import dataclasses
 
