@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
 
 
 def bench_loop() -> None:
-  """Prints the time of a step of each loop over that of the hand-written one."""
+  """Prints what a step of each loop takes, over the hand-written one."""
   model, domains = _model(), _domains()
   optimizer, schedule = make_optimizer(_run_config().optimizer, 10**6)
   choices = {"static path": policies.combine(), "odm": policies.combine(mixture=mixture.odm())}
@@ -81,7 +81,7 @@ def bench_loop() -> None:
 def hand_written_loop(
   model: LanguageModel, optimizer: optax.GradientTransformation, domains: dict[str, Domain]
 ) -> Iterator[Any]:
-  """The plainest loop: shuffled rows of all domains, one jitted step, the loss one step late."""
+  """The plainest loop: shuffled rows, one jitted step, the loss read one step late."""
   pool = Pool([domain.train for domain in domains.values()], LENGTH.value)
   rng = np.random.default_rng(0)
   train_step = jax.jit(hand_written_step(model, optimizer), donate_argnums=(0, 1))
