@@ -65,21 +65,36 @@ class Plan:
 
     Raises:
       Exhausted: when `max_epochs` leaves too few rows for a batch.
-      ValueError: if a round decision is missing, or leaves no row of a domain that is drawn.
+      ValueError: if a round decision is missing or leaves no row of a domain that is drawn, or
+        the mixture decision is no distribution.
     """
     spec = self.spec
     if spec.draw != "shuffle" and self._round is None:
       raise ValueError(f"draw={spec.draw!r} needs start_round before the first draw")
     if spec.mixed:
-      counts_G, p_G = self._domain_counts(state, inside.softmax(np.asarray(state.in_flight[0])))
+      counts_G, p_G = self._domain_counts(state, self._mixture(state))
       p_K = p_G
     else:
       counts_G, p_G, p_K = np.array([spec.batch_size]), np.ones(1), self._pool_probabilities()
     parts, state = self._draw_groups(state, counts_G, p_G)
     ids_B = np.concatenate([self._starts_G[g] + drawn.rows for g, drawn in parts])
     probability_B = np.concatenate([p_G[g] * drawn.probabilities for g, drawn in parts])
-    rows = self._rows(int(state.step), ids_B, probability_B, p_K)
+    weight_B = np.concatenate([drawn.weights for _, drawn in parts])
+    rows = self._rows(int(state.step), ids_B, probability_B, weight_B, p_K)
     return rows, self._advance(state, rows, p_K, p_G)
+
+  def _mixture(self, state: PlanState) -> np.ndarray:
+    """The probabilities f64[K] that the oldest decision in flight asks for."""
+    logits_K = np.asarray(state.in_flight[0], np.float64)
+    usable = np.isfinite(logits_K) | (logits_K == -np.inf)
+    num_domains = len(self.spec.domain_names)
+    right = logits_K.shape == (num_domains,) and np.all(usable)
+    if not right or not np.any(np.isfinite(logits_K)):
+      raise ValueError(
+        f"step {int(state.step)}: the mixture needs {num_domains} logits, finite or -inf and "
+        f"not all -inf, got {logits_K.tolist()}"
+      )
+    return inside.softmax(logits_K)
 
   def _draw_groups(
     self, state: PlanState, counts_G: np.ndarray, p_G: np.ndarray
@@ -96,19 +111,37 @@ class Plan:
     self, state: PlanState, counts_G: np.ndarray, p_G: np.ndarray
   ) -> tuple[list[tuple[int, inside.Drawn]], PlanState]:
     parts = []
+    ends = self._round_ends(state, p_G, counts_G)
     for group, share in enumerate(p_G):
-      # A round's worth of rows; what the last round left heads the queue.
-      wanted = math.ceil(share * self.spec.batch_size * self.spec.steps_per_round)
+      wanted, count = self._round_rows(group, share), int(counts_G[group])
       if int(state.round_step) == 0:
-        state = self._fill(state, group, wanted - len(state.queues[group].rows))
-      while len(state.queues[group].rows) < counts_G[group]:
-        state = self._fill(state, group, max(wanted, 1))
-      count, queue = int(counts_G[group]), state.queues[group]
+        # What the last round left heads the queue, and is part of a round of fixed length.
+        left = len(state.queues[group].rows) if self.spec.round_ends == "steps" else 0
+        state = self._fill(state, group, wanted - left)
+      while (missing := count - len(state.queues[group].rows)) > 0:
+        # Nothing that outlives a round whose every row has been drawn.
+        state = self._fill(state, group, missing if ends else max(wanted, 1))
+      queue = state.queues[group]
       if count:
-        parts.append((group, inside.Drawn(queue.rows[:count], queue.probabilities[:count])))
-        left = Queue(queue.rows[count:], queue.probabilities[count:])
-        state = _with_queue(state, group, left)
+        parts.append((group, inside.Drawn(*(x[:count] for x in queue))))
+        state = _with_queue(state, group, Queue(*(x[count:] for x in queue)))
     return parts, state
+
+  def _round_rows(self, group: int, share: float) -> int:
+    """Rows of a group that a round is expected to take."""
+    if self.spec.round_ends == "steps":
+      return math.ceil(share * self.spec.batch_size * self.spec.steps_per_round)
+    assert self._round is not None
+    return int(self._round.sizes_G[group]) if share > 0 else 0
+
+  def _round_ends(self, state: PlanState, p_G: np.ndarray, counts_G: np.ndarray | int) -> bool:
+    """Whether `counts_G` more rows end a round that lasts until every kept row was drawn."""
+    if self.spec.round_ends == "steps":
+      return False
+    assert self._round is not None
+    used_G = state.round_drawn_G + counts_G
+    used_G -= np.array([len(queue.rows) for queue in state.queues] or 0)
+    return bool(np.all((used_G >= self._round.sizes_G) | (p_G == 0)))
 
   def _fill(self, state: PlanState, group: int, count: int) -> PlanState:
     if self.spec.mixed:
@@ -121,10 +154,9 @@ class Plan:
     drawn, state = self._pull(state, group, count)
     assert self._arrange is not None
     order = self._arrange(self._starts_G[group] + drawn.rows, stream)
-    queue = state.queues[group]
-    rows = np.concatenate([queue.rows, drawn.rows[order]])
-    probabilities = np.concatenate([queue.probabilities, drawn.probabilities[order]])
-    return _with_queue(state, group, Queue(rows, probabilities))
+    queued = zip(state.queues[group], drawn, strict=True)
+    longer = Queue(*(np.concatenate([old, new[order]]) for old, new in queued))
+    return _with_queue(state, group, longer)
 
   def _pull(self, state: PlanState, group: int, count: int) -> tuple[inside.Drawn, PlanState]:
     """Reads the next rows of a group's stream."""
@@ -139,21 +171,24 @@ class Plan:
     )
 
   def _rows(
-    self, step: int, ids_B: np.ndarray, probability_B: np.ndarray, p_K: np.ndarray
+    self,
+    step: int,
+    ids_B: np.ndarray,
+    probability_B: np.ndarray,
+    weight_B: np.ndarray,
+    p_K: np.ndarray,
   ) -> Rows:
     # Domains are interleaved, so that every slice of the batch is a sample of all of them.
     noise_B = inside.generator(self.spec.seed, inside.BATCH, step).random(len(ids_B))
     order_B = np.argsort(noise_B, kind="stable")
-    ids_B, probability_B = ids_B[order_B], probability_B[order_B]
+    ids_B = ids_B[order_B]
     domain_B = np.searchsorted(self._starts_K, ids_B, side="right") - 1
-    weights_N = self._round.rows.weights_N if self._round is not None else None
-    weight_B = np.ones(len(ids_B), np.float32) if weights_N is None else weights_N[ids_B]
     return Rows(
       example_id=ids_B.astype(np.int32),
       domain=domain_B.astype(np.int32),
-      sampling_probability=probability_B.astype(np.float32),
+      sampling_probability=probability_B[order_B].astype(np.float32),
       domain_probability=p_K[domain_B].astype(np.float32),
-      weight=weight_B.astype(np.float32),
+      weight=weight_B[order_B],
     )
 
   def _pool_probabilities(self) -> np.ndarray:
@@ -168,11 +203,8 @@ class Plan:
   ) -> PlanState:
     spec = self.spec
     round_step = state.round_step + 1
-    if spec.round_ends == "steps":
-      ended = int(round_step) == spec.steps_per_round
-    else:
-      assert self._round is not None
-      ended = bool(np.all((state.round_drawn_G >= self._round.sizes_G) | (p_G == 0)))
+    full = spec.round_ends == "steps" and int(round_step) == spec.steps_per_round
+    ended = full or self._round_ends(state, p_G, counts_G=0)
     seen_K = np.bincount(rows.domain, minlength=len(spec.domain_sizes))
     return state._replace(
       step=state.step + 1,

@@ -16,17 +16,18 @@ _FEISTEL_ROUNDS = 4
 
 
 class Drawn(NamedTuple):
-  """Rows of a group and the probability of each inside it."""
+  """Rows of a group, the probability of each inside it, and its weight."""
 
   rows: np.ndarray  # i64[n], numbered inside the group
   probabilities: np.ndarray  # f64[n]
+  weights: np.ndarray  # f32[n], multipliers of the loss
 
 
 def shuffled(spec: PlanSpec, group: int, first: int, count: int) -> Drawn:
   """Reads `count` rows of a group from position `first` of its epochs, each shuffled anew."""
   size = spec.group_sizes[group]
   rows = _permuted(first, count, size, (spec.seed, SHUFFLE, group))
-  return Drawn(rows, np.full(count, 1.0 / size))
+  return Drawn(rows, np.full(count, 1.0 / size), np.ones(count, np.float32))
 
 
 class RoundDraw:
@@ -38,7 +39,9 @@ class RoundDraw:
       raise ValueError(f"round logits need shape ({num_rows},), got {rows.logits_N.shape}")
     if np.any(np.isnan(rows.logits_N)) or np.any(rows.logits_N == np.inf):
       raise ValueError("round logits must be finite or -inf")
-    self.rows = rows
+    if rows.weights_N is not None and rows.weights_N.shape != (num_rows,):
+      raise ValueError(f"round weights need shape ({num_rows},), got {rows.weights_N.shape}")
+    self._rows = rows
     self._spec, self._round, self._starts_G = spec, round_, starts_G
     self._eligible = [self._keep(group) for group in range(len(starts_G) - 1)]
     self.sizes_G = np.array([len(ids) for ids in self._eligible])
@@ -46,7 +49,7 @@ class RoundDraw:
     self._order: dict[int, tuple[int, np.ndarray]] = {}
 
   def _logits(self, group: int) -> np.ndarray:
-    return self.rows.logits_N[self._starts_G[group] : self._starts_G[group + 1]]
+    return self._rows.logits_N[self._starts_G[group] : self._starts_G[group + 1]]
 
   def _keep(self, group: int) -> np.ndarray:
     logits = self._logits(group)
@@ -81,7 +84,12 @@ class RoundDraw:
     else:
       uniforms = generator(*seed, first).random(count)
       chosen = np.asarray(sampling.multinomial(uniforms, self._logits(group)[eligible]))
-    return Drawn(eligible[chosen], probability[chosen])
+    return Drawn(eligible[chosen], probability[chosen], self._weights(group, eligible[chosen]))
+
+  def _weights(self, group: int, ids: np.ndarray) -> np.ndarray:
+    if self._rows.weights_N is None:
+      return np.ones(len(ids), np.float32)
+    return self._rows.weights_N[self._starts_G[group] + ids].astype(np.float32)
 
   def _gumbel(self, group: int, first: int, count: int, seed: tuple[int, ...]) -> np.ndarray:
     """Positions `first` to `first + count` of successive draws without replacement."""

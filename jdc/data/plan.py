@@ -5,6 +5,8 @@
 """
 
 import dataclasses
+import fractions
+import json
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -41,6 +43,9 @@ class PlanSpec:
     errors = []
     if len(self.domain_sizes) != len(self.domain_names) or not self.domain_sizes:
       errors.append(f"domain_sizes needs one size per domain, got {self.domain_sizes}")
+    twice = sorted({n for n in self.domain_names if self.domain_names.count(n) > 1})
+    if twice:
+      errors.append(f"domain_names must differ, these occur more than once: {twice}")
     sizes = zip(self.domain_names, self.domain_sizes, strict=False)
     errors += [f"domain {name!r} has {size} rows" for name, size in sizes if size < 1]
     if sum(self.domain_sizes) >= 2**31:
@@ -48,8 +53,9 @@ class PlanSpec:
     for field in ("batch_size", "steps_per_round"):
       if getattr(self, field) < 1:
         errors.append(f"{field} must be at least 1, got {getattr(self, field)}")
-    if self.decision_lag < 0:
-      errors.append(f"decision_lag must be 0 or more, got {self.decision_lag}")
+    for field in ("seed", "decision_lag"):
+      if getattr(self, field) < 0:
+        errors.append(f"{field} must be 0 or more, got {getattr(self, field)}")
     for field, known in (
       ("draw", ("shuffle", "top_k", "gumbel_top_k", "multinomial")),
       ("domain_draw", ("systematic", "one")),
@@ -89,7 +95,7 @@ class PlanSpec:
     """Rows that may be drawn from each domain over the whole run, inf where unlimited."""
     epochs_K = self.max_epochs or (math.inf,) * len(self.domain_sizes)
     pairs = zip(epochs_K, self.domain_sizes, strict=True)
-    return np.array([e if math.isinf(e) else math.floor(e * n) for e, n in pairs])
+    return np.array([math.inf if math.isinf(e) else _whole_rows(e, n) for e, n in pairs])
 
 
 class PlanState(NamedTuple):
@@ -111,6 +117,7 @@ class Queue(NamedTuple):
 
   rows: np.ndarray  # i64[n], numbered inside the group
   probabilities: np.ndarray  # f64[n], of each inside the group when it was drawn
+  weights: np.ndarray  # f32[n], of the round in which it was drawn, else 1
 
 
 class RoundRows(NamedTuple):
@@ -130,6 +137,9 @@ class Rows(NamedTuple):
   weight: np.ndarray  # f32[B], from a round decision, else 1
 
 
+_EMPTY = Queue(np.zeros(0, np.int64), np.zeros(0, np.float64), np.zeros(0, np.float32))
+
+
 def initial_state(spec: PlanSpec, mixture_logits: Sequence[float] | np.ndarray) -> PlanState:
   """Returns the state before the first step, under the initial mixture decision f32[K]."""
   num_domains, num_groups = len(spec.domain_sizes), len(spec.group_sizes)
@@ -146,7 +156,7 @@ def initial_state(spec: PlanSpec, mixture_logits: Sequence[float] | np.ndarray) 
     seen_K=np.zeros(num_domains, np.int64),
     asked_K=np.zeros(num_domains, np.float64),
     in_flight=(logits_K,) * (spec.decision_lag + 1),
-    queues=(Queue(np.zeros(0, np.int64), np.zeros(0)),) * (num_groups if spec.ordered else 0),
+    queues=(_EMPTY,) * (num_groups if spec.ordered else 0),
   )
 
 
@@ -164,10 +174,13 @@ def hold(state: PlanState, mixture_logits: Any) -> PlanState:
 
 
 def to_json(state: PlanState) -> dict[str, Any]:
-  """Returns the state as JSON values; float32 decisions are kept exactly."""
+  """Returns the state as JSON values; float32 decisions are kept exactly.
+
+  A queue, whose length changes, is one string: the structure stays the same in every step.
+  """
   fields = state._asdict()
   in_flight = [np.asarray(logits).tolist() for logits in fields.pop("in_flight")]
-  queues = [[x.tolist() for x in queue] for queue in fields.pop("queues")]
+  queues = [json.dumps([x.tolist() for x in queue]) for queue in fields.pop("queues")]
   arrays = {name: value.tolist() for name, value in fields.items()}
   return {**arrays, "in_flight": in_flight, "queues": queues}
 
@@ -185,8 +198,8 @@ def from_json(values: dict[str, Any], like: PlanState) -> PlanState:
   }
   in_flight = tuple(np.asarray(logits, np.float32) for logits in values["in_flight"])
   queues = tuple(
-    Queue(np.asarray(rows, np.int64), np.asarray(probabilities, np.float64))
-    for rows, probabilities in values["queues"]
+    Queue(*(np.asarray(x, e.dtype) for x, e in zip(json.loads(queue), _EMPTY, strict=True)))
+    for queue in values["queues"]
   )
   state = PlanState(**arrays, in_flight=in_flight, queues=queues)
   if _shapes(state) != _shapes(like):
@@ -199,3 +212,8 @@ def _shapes(state: PlanState) -> dict[str, Any]:
   queues, in_flight = fields.pop("queues"), fields.pop("in_flight")
   shapes = {name: np.shape(value) for name, value in fields.items()}
   return {**shapes, "in_flight": [np.shape(x) for x in in_flight], "queues": len(queues)}
+
+
+def _whole_rows(epochs: float, size: int) -> int:
+  # Of the decimal number that was written: 0.29 epochs of 100 rows are 29, not 28.99...
+  return math.floor(fractions.Fraction(repr(float(epochs))) * size)
