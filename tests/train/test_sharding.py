@@ -30,7 +30,7 @@ def trained(domains, model_config, tiny_config):
     mixture=mixture.odm(warmup_steps=1), weighting=weighting.loss_reweighting(burn_in_steps=1)
   )
 
-  def run(mesh, accumulation_steps=1):
+  def run(mesh, accumulation_steps=1, num_steps=8):
     config = dataclasses.replace(tiny_config, accumulation_steps=accumulation_steps)
     model, schedule = decoder(model_config), optax.constant_schedule(1e-2)
     optimizer = optax.adamw(schedule)
@@ -50,8 +50,10 @@ def trained(domains, model_config, tiny_config):
     losses = []
     with jax.set_mesh(mesh):
       state = state_lib.init(model, optimizer, states, mesh, 0)
+      if not num_steps:
+        return state, losses
       jitted = jax.jit(step, donate_argnums=0)
-      for _ in range(8):
+      for _ in range(num_steps):
         state, output = jitted(state, next(batches))
         batches.push(output.mixture_logits)
         losses.append(float(output.loss))
@@ -67,8 +69,9 @@ def test_losses_are_those_of_one_device(trained, accumulation_steps):
   np.testing.assert_allclose(sharded, single, rtol=2e-5)
 
 
-def test_no_parameter_or_moment_is_replicated_over_fsdp(trained):
-  state, _ = trained(mesh_of(2, 2, 2))
+@pytest.mark.parametrize("num_steps", [0, 2])
+def test_no_parameter_or_moment_is_replicated_over_fsdp(trained, num_steps):
+  state, _ = trained(mesh_of(2, 2, 2), num_steps=num_steps)
   checked = 0
   for path, x in jax.tree_util.tree_leaves_with_path((state.params, state.opt_state)):
     if x.ndim:
