@@ -40,7 +40,8 @@ def make_arrange(
   if ordering is None:
     return None
   order = jax.jit(ordering.order)
-  score_chunk = jax.jit(_scorer(ordering, model))
+  everywhere = jax.NamedSharding(sharding.mesh, jax.P())  # every process reads the scores
+  score_chunk = jax.jit(_scorer(ordering, model), out_shardings=everywhere)
 
   def arrange(ids: np.ndarray, stream: tuple[int, ...]) -> np.ndarray:
     if given_scores is not None:

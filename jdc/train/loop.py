@@ -164,7 +164,7 @@ def steps(
         stopped = str(end)
         break
       if compiled is None:
-        compiled, seconds = _compile(train_step, state, batch)
+        compiled, seconds = _compile(train_step, state, batch, sharding.replicated(mesh))
         record.compiled(step + 1, seconds)
       trace.before(step)
       state, output = compiled(state, batch)
@@ -231,10 +231,12 @@ def _arrays(rows: plan.RoundRows | None) -> dict[str, np.ndarray]:
   return {name: x for name, x in rows._asdict().items() if x is not None}
 
 
-def _compile(train_step: Callable, state: Any, batch: Any) -> tuple[Any, float]:
+def _compile(
+  train_step: Callable, state: Any, batch: Any, output: jax.NamedSharding
+) -> tuple[Any, float]:
   started = time.perf_counter()
   shardings = jax.tree.map(lambda x: x.sharding, state)
-  jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+  jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, output))
   compiled = jitted.lower(state, batch).compile()
   return compiled, time.perf_counter() - started
 

@@ -47,8 +47,9 @@ def make_round_start(
   active = {n: p for n, p in slots(policies).items() if p.scope == "round"}
   if not active:
     return None
-  score_chunk = jax.jit(_scorer(model, active))
-  update = jax.jit(_updater(active))
+  everywhere = jax.NamedSharding(sharding.mesh, jax.P())  # every process reads the results
+  score_chunk = jax.jit(_scorer(model, active), out_shardings=everywhere)
+  update = jax.jit(_updater(active), out_shardings=everywhere)
 
   def round_start(state: TrainState, round_: int) -> RoundStart:
     ids = {name: _sweep_ids(policy, state.policies[name], spec, seed, round_)
@@ -66,7 +67,6 @@ def make_round_start(
                         score=scores.get(n))
         for n in active
     }  # fmt: skip
-    everywhere = jax.NamedSharding(sharding.mesh, jax.P())
     decisions, states = update(loader.place(host, everywhere), state.policies, state.step)
     state = state._replace(policies=state.policies | states)
     fetched = jax.device_get(decisions)
