@@ -50,7 +50,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("fields, words", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(("fields", "words"), WRONG.values(), ids=WRONG)
 def test_rejects(fields, words):
   with pytest.raises(ValueError) as error:
     PlanSpec(**RIGHT | fields)
@@ -70,7 +70,7 @@ def test_reports_everything_that_is_wrong_at_once():
 
 
 @pytest.mark.parametrize(
-  "epochs, sizes, expected",
+  ("epochs", "sizes", "expected"),
   [
     ((0.5, 1.5), (5, 4), (2, 6)),  # no part of a row
     ((0.29, 0.57), (100, 100), (29, 57)),  # 0.29 * 100 < 29 in floating point
@@ -84,7 +84,7 @@ def test_capacity_is_whole_rows(epochs, sizes, expected):
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3])
-@pytest.mark.parametrize("mixed, num_groups", [(True, 2), (False, 1)])
+@pytest.mark.parametrize(("mixed", "num_groups"), [(True, 2), (False, 1)])
 def test_initial_state_has_the_shapes_of_the_plan(lag, mixed, num_groups):
   spec = PlanSpec(**RIGHT | {"decision_lag": lag, "mixed": mixed, "ordered": True})
   state = plan.initial_state(spec, [0.0, -math.inf])
