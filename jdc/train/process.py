@@ -1,13 +1,36 @@
-"""What concerns the process around a run: signals and profiles."""
+"""What concerns the process around a run: its end, signals and profiles."""
 
 import contextlib
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import jax
 
+_LOG = logging.getLogger("jdc")
 _PROFILED = (10, 15)  # steps after the start of the process that are traced
+
+
+class Closable(Protocol):
+  """What a run holds open."""
+
+  def close(self) -> None: ...
+
+
+@contextlib.contextmanager
+def closing(resource: Closable) -> Iterator[None]:
+  """Closes the resource at the end; an error in closing does not hide the one before it."""
+  try:
+    yield
+  except BaseException:
+    try:
+      resource.close()
+    except Exception as error:
+      _LOG.error("while closing: %s", error)
+    raise
+  resource.close()
 
 
 @contextlib.contextmanager
