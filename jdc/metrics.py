@@ -4,11 +4,13 @@
 resumed run equal an uninterrupted one's byte for byte; times are in `timing.jsonl`.
 """
 
+import contextlib
 import json
 import math
 import os
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,41 +37,65 @@ class JsonlWriter:
   Args:
     path: the file; lines after `last_step` are cut off when it exists.
     last_step: the step from which the run continues.
+    last_line: lines to keep at most; `None`: all up to `last_step`.
   """
 
-  def __init__(self, path: Path, last_step: int):
-    _cut_lines(path, last_step)
+  def __init__(self, path: Path, last_step: int, last_line: int | None = None):
+    self._path = path
+    self.num_lines = _cut_lines(path, last_step, math.inf if last_line is None else last_line)
     self._file = path.open("a", encoding="utf-8")
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+    with _naming(self._path):
+      self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+    self.num_lines += 1
 
   def flush(self) -> None:
-    self._file.flush()
-    os.fsync(self._file.fileno())
+    with _naming(self._path):
+      self._file.flush()
+      os.fsync(self._file.fileno())
 
   def close(self) -> None:
-    self.flush()
-    self._file.close()
+    with _naming(self._path), self._file:
+      self.flush()
 
 
 class TensorBoardWriter:
-  """Writes scalars for TensorBoard; those after `last_step` of an earlier run are hidden."""
+  """Writes scalars for TensorBoard; those after `last_step` of an earlier run are hidden.
+
+  Writes as it is told and raises when the disk is full; `tensorboardX.SummaryWriter` writes in
+  a thread that dies of it and then waits for that thread for ever.
+  """
 
   def __init__(self, folder: Path, last_step: int):
-    import tensorboardX
+    from tensorboardX import event_file_writer
+    from tensorboardX.proto import event_pb2, summary_pb2
 
-    self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=last_step + 1)
+    self._path, self._event, self._summary = folder, event_pb2.Event, summary_pb2.Summary
+    folder.mkdir(parents=True, exist_ok=True)
+    with _naming(folder):
+      # The name holds the time in seconds only; another process may start within one.
+      self._events = event_file_writer.EventsWriter(
+        str(folder / "events"), f".{time.time_ns()}"
+      )
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._write(last_step + 1, session_log=start)
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    for name, value in metrics.items():
-      self._writer.add_scalar(name, value, step)
+    values = [self._summary.Value(tag=n, simple_value=x) for n, x in metrics.items()]
+    with _naming(self._path):
+      self._write(step, summary=self._summary(value=values))
 
   def flush(self) -> None:
-    self._writer.flush()
+    with _naming(self._path):
+      self._events.flush()
 
   def close(self) -> None:
-    self._writer.close()
+    with _naming(self._path):
+      self._events.close()
+
+  def _write(self, step: int, **what: Any) -> None:
+    self._events.write_event(self._event(wall_time=time.time(), step=step, **what))
 
 
 class WandbWriter:
@@ -113,7 +139,7 @@ class ExampleLog:
 
   def __init__(self, folder: Path, num_rows: int, steps: int):
     self._num_rows = num_rows
-    path = folder / "example_ids.i32"
+    self._path = path = folder / "example_ids.i32"
     (folder / "example_ids.json").write_text(json.dumps({"rows_per_step": num_rows}))
     size, kept = path.stat().st_size if path.exists() else 0, 4 * num_rows * steps
     if size < kept:
@@ -126,17 +152,19 @@ class ExampleLog:
     """Adds the ids of the next step."""
     if example_ids.shape != (self._num_rows,):
       raise ValueError(f"expected {self._num_rows} example ids, got {example_ids.shape}")
-    self._file.write(example_ids.astype("<i4").tobytes())
+    with _naming(self._path):
+      self._file.write(example_ids.astype("<i4").tobytes())
 
   def flush(self) -> None:
     """Makes what was appended durable."""
-    self._file.flush()
-    os.fsync(self._file.fileno())
+    with _naming(self._path):
+      self._file.flush()
+      os.fsync(self._file.fileno())
 
   def close(self) -> None:
     """Flushes and closes the file."""
-    self.flush()
-    self._file.close()
+    with _naming(self._path), self._file:
+      self.flush()
 
 
 def read_example_ids(folder: Path | str) -> np.ndarray:
@@ -230,14 +258,28 @@ def entropy(p_K: np.ndarray) -> float:
   return float(-(positive * np.log(positive)).sum()) + 0.0 if len(positive) else math.nan
 
 
-def _cut_lines(path: Path, last_step: int) -> None:
+def _cut_lines(path: Path, last_step: int, last_line: float) -> int:
+  """Cuts off what is after a step or a number of lines; returns how many lines are left."""
   if not path.exists():
-    return
-  kept = 0
+    return 0
+  num_lines = size = 0
   with path.open("rb") as file:
     for line in file:
       # A line that a kill cut in half is after every saved step.
-      if not line.endswith(b"\n") or json.loads(line)["step"] > last_step:
+      if num_lines == last_line or not line.endswith(b"\n"):
         break
-      kept += len(line)
-  os.truncate(path, kept)
+      if json.loads(line)["step"] > last_step:
+        break
+      num_lines, size = num_lines + 1, size + len(line)
+  os.truncate(path, size)
+  return num_lines
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+  """Names the file in errors such as that of a full disk."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or str(path)
+    raise

@@ -17,6 +17,9 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 _LOG = logging.getLogger("jdc")
+# What the names of folders begin with, before the step.
+_DAMAGED = "damaged-"
+_REPLACED = "replaced-"  # its step is being saved once more
 
 
 class Saved(NamedTuple):
@@ -28,7 +31,7 @@ class Saved(NamedTuple):
   arrays: dict[str, np.ndarray]
 
 
-class Damaged(Exception):
+class Damaged(RuntimeError):
   """A checkpoint that cannot be read or fails its checksum."""
 
 
@@ -42,17 +45,19 @@ class Checkpoints:
 
   def __init__(self, folder: str, keep: int):
     self._folder = epath.Path(folder)
-    newest = ocp.training.preservation_policies.LatestN(keep)
-    self._open = lambda: ocp.training.Checkpointer(
-      self._folder, preservation_policy=newest, cleanup_tmp_directories=True
-    )
+    self._keep = keep
+    self._put_back_replaced()
     self._checkpointer = self._open()
     self._pending: Any = None
+    self._failed = False
+    self._intact: list[int] = []
 
   def save(
     self, step: int, state: Any, host: dict[str, Any], arrays: dict[str, np.ndarray]
   ) -> None:
     """Starts a save; the state may be donated afterwards.
+
+    A checkpoint of the same step stays until the new one is committed.
 
     Raises:
       RuntimeError: if the save before this one failed; the older checkpoints are intact.
@@ -67,12 +72,19 @@ class Checkpoints:
     )
     metadata = {"payload": payload, "crc32": zlib.crc32(payload.encode())}
     items = {"state": state, **({"arrays": arrays} if arrays else {})}
+    self._intact = self.steps()
+    if step in self._intact:
+      self._checkpointer.close()
+      if jax.process_index() == 0:
+        (self._folder / str(step)).rename(self._folder / f"{_REPLACED}{step}")
+      _sync("replaced checkpoint")
+      self._checkpointer = self._open()
     try:
       self._pending = self._checkpointer.save_checkpointables_async(
-        step, items, force=True, overwrite=step in self.steps(), custom_metadata=metadata
+        step, items, force=True, custom_metadata=metadata
       )
     except Exception as error:
-      raise _save_failed(self._folder, error) from error
+      raise self._save_failed(error) from error
 
   def wait(self) -> None:
     """Returns when the pending save is committed; raises RuntimeError if it failed."""
@@ -81,12 +93,19 @@ class Checkpoints:
       try:
         pending.result()
       except Exception as error:
-        raise _save_failed(self._folder, error) from error
+        raise self._save_failed(error) from error
+      self._delete_replaced()
 
   def close(self) -> None:
     """Waits and releases the folder."""
-    self.wait()
-    self._checkpointer.close()
+    try:
+      self.wait()
+    finally:
+      try:
+        self._checkpointer.close()
+      except Exception:
+        if not self._failed:  # Orbax raises the error of a failed save again.
+          raise
 
   def steps(self) -> list[int]:
     """Returns the steps that were committed, oldest first."""
@@ -104,7 +123,7 @@ class Checkpoints:
   def restore(self, abstract_state: Any) -> Saved | None:
     """Returns the newest checkpoint that is intact, or `None` if there is none at all.
 
-    Damaged ones are reported and moved aside.
+    Damaged ones are reported and, once an intact one is found, renamed to `damaged-STEP`.
 
     Args:
       abstract_state: shapes, dtypes and shardings to restore into.
@@ -112,17 +131,49 @@ class Checkpoints:
     Raises:
       Damaged: if there are checkpoints but none is intact.
     """
-    steps, faults = self.steps(), []
-    for step in reversed(steps):
+    faults: dict[int, Damaged] = {}
+    for step in reversed(self.steps()):
       try:
-        return self._load(step, abstract_state)
+        saved = self._load(step, abstract_state)
       except Damaged as error:
-        faults.append(f"step {step}: {error}")
         _LOG.error("checkpoint %s/%d is damaged: %s", self._folder, step, error)
-        self._move_aside(step)
-    if faults:
-      raise Damaged(f"no checkpoint in {self._folder} can be read; {'; '.join(faults)}")
+        faults[step] = error
+        continue
+      if faults:
+        _LOG.error("using checkpoint %s/%d instead", self._folder, step)
+        self._checkpointer.close()
+        self._set_aside(*faults)
+        self._checkpointer = self._open()
+      return saved
+    shown = [f"step {step}: {error}" for step, error in faults.items()]
+    if not self.steps():
+      shown = sorted(path.name for path in self._folder.glob(f"{_DAMAGED}*"))
+    if shown:
+      raise Damaged(
+        f"none of the checkpoints in {self._folder} is intact; remove them to start afresh: "
+        + "; ".join(shown)
+      )
     return None
+
+  def _open(self) -> Any:
+    def opened() -> Any:
+      return ocp.training.Checkpointer(
+        self._folder,
+        preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
+        cleanup_tmp_directories=True,
+      )
+
+    try:
+      return opened()
+    except Exception:  # One checkpoint with unreadable metadata is enough.
+      steps = [int(path.name) for path in self._folder.glob("*") if path.name.isdigit()]
+      damaged = [step for step in steps if not _has_metadata(self._folder / str(step))]
+      if not damaged:
+        raise
+      for step in damaged:
+        _LOG.error("checkpoint %s/%d is damaged: no metadata", self._folder, step)
+      self._set_aside(*damaged)
+      return opened()
 
   def _payload(self, step: int) -> dict[str, Any]:
     try:
@@ -151,21 +202,58 @@ class Checkpoints:
       raise Damaged("its arrays fail their checksums")
     return Saved(step, loaded["state"], payload["host"], arrays)
 
-  def _move_aside(self, step: int) -> None:
-    # A name that is no step, so that the run can save this step again.
-    self._checkpointer.close()
+  def _put_back_replaced(self) -> None:
+    # A kill while a step was saved once more leaves what was there under its other name.
     if jax.process_index() == 0:
-      source = self._folder / str(step)
-      target = self._folder / f"damaged-{step}"
-      number = 1
-      while target.exists():
-        target, number = self._folder / f"damaged-{step}-{number}", number + 1
-      source.rename(target)
-    if jax.process_count() > 1:
-      from jax.experimental import multihost_utils
+      for path in self._replaced():
+        final = self._folder / path.name.removeprefix(_REPLACED)
+        if not (final / "commit_success.txt").exists():
+          if final.exists():
+            final.rmtree()
+          path.rename(final)
+    self._delete_replaced()
 
-      multihost_utils.sync_global_devices(f"moved aside {step}")
-    self._checkpointer = self._open()
+  def _delete_replaced(self) -> None:
+    if jax.process_index() == 0:
+      for path in self._replaced():
+        path.rmtree()
+    _sync("replaced checkpoints")
+
+  def _replaced(self) -> list[epath.Path]:
+    return list(self._folder.glob(f"{_REPLACED}*"))
+
+  def _set_aside(self, *steps: int) -> None:
+    # Names that are no steps, so that the run can save these steps again.
+    if jax.process_index() == 0:
+      for step in steps:
+        name, taken = f"{_DAMAGED}{step}", 1
+        while (self._folder / name).exists():
+          name, taken = f"{_DAMAGED}{step}-{taken}", taken + 1
+        (self._folder / str(step)).rename(self._folder / name)
+    _sync("damaged checkpoints")
+
+  def _save_failed(self, error: Exception) -> RuntimeError:
+    self._failed = True
+    kept = f"intact are those of steps {self._intact}" if self._intact else "it is the first"
+    return RuntimeError(
+      f"the checkpoint in {self._folder} could not be saved ({kept}): "
+      f"{type(error).__name__}: {error}"
+    )
+
+
+def _has_metadata(checkpoint: epath.Path) -> bool:
+  try:
+    ocp.checkpointables_metadata(checkpoint)
+    return isinstance(json.loads((checkpoint / "_CHECKPOINT_METADATA").read_text()), dict)
+  except Exception:
+    return False
+
+
+def _sync(name: str) -> None:
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(name)
 
 
 def checksums(tree: Any) -> np.ndarray:
@@ -184,17 +272,15 @@ def _checksum(x: jax.Array) -> jax.Array:
   if x.dtype == jnp.bool_:
     x = x.astype(jnp.uint8)
   bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{x.dtype.itemsize * 8}"))
-  bits = bits.astype(jnp.uint32)
-  # Integer sums do not depend on their order, hence not on the devices.
   place = jnp.uint32(0)
   for axis, size in enumerate(x.shape):
     place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-  mixed = (bits ^ (bits >> 15)) * jnp.uint32(0x9E3779B1) * (2 * place + 1)
-  return jnp.sum(mixed ^ (mixed >> 13), dtype=jnp.uint32)
+  # One to one in the bits of an element, so that a change of one element changes the sum, and
+  # unrelated between places. Integer sums do not depend on their order, hence not on devices.
+  return jnp.sum(_mix(bits.astype(jnp.uint32) ^ _mix(place)), dtype=jnp.uint32)
 
 
-def _save_failed(folder: epath.Path, error: Exception) -> RuntimeError:
-  return RuntimeError(
-    f"saving to {folder} failed, the checkpoints before it are intact: "
-    f"{type(error).__name__}: {error}"
-  )
+def _mix(x: jax.Array) -> jax.Array:
+  x = (x ^ (x >> 16) ^ jnp.uint32(0x2545F491)) * jnp.uint32(0x7FEB352D)
+  x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+  return x ^ (x >> 16)

@@ -78,7 +78,8 @@ def fit(run: Run, workdir: str, *, profile: bool = False) -> Result:
       of another config or other data.
     FloatingPointError: when too many steps in a row had no finite loss or gradient, or a round
       left no row to draw.
-    RuntimeError: if a checkpoint cannot be written; those before it are intact.
+    RuntimeError: if a checkpoint cannot be written, or none of those there is intact.
+    OSError: if metrics cannot be written; the checkpoints are intact.
   """
   running = steps(run, workdir, profile=profile)
   while True:
@@ -153,6 +154,9 @@ def steps(
     # The host draws batch t + 1 and reads step t - 1 while the devices compute step t.
     while step < config.num_steps and not stopped:
       if round_start is not None and iterator.at_round_start():
+        if pending is not None:  # so that the order of the metrics is that of the steps
+          record.step(*pending)
+          pending = None
         with record.pause():
           begun = round_start(state, int(iterator.state.round))
           state, round_rows = begun.state, _begin(iterator, begun)

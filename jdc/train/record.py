@@ -54,18 +54,25 @@ class Record:
     self._writers: list[metrics_lib.Writer] = []
     self._files: list[metrics_lib.Closable] = []
     if self._main:
-      self._open(workdir, config, step, config_json)
+      self._open(workdir, config, step, config_json, saved or {})
     hidden = not (self._main and sys.stderr.isatty())
     self._bar = tqdm.tqdm(
       total=config.num_steps, initial=step, unit="step", disable=hidden, dynamic_ncols=True
     )
 
   def _open(
-    self, workdir: Path, config: RunConfig, step: int, config_json: Mapping[str, Any]
+    self,
+    workdir: Path,
+    config: RunConfig,
+    step: int,
+    config_json: Mapping[str, Any],
+    saved: Mapping[str, Any],
   ) -> None:
     # A run from the start keeps nothing of an earlier try that never saved.
     last_step = step if step else -1
-    self._lines = metrics_lib.JsonlWriter(workdir / "metrics.jsonl", last_step)
+    # A run that was killed while it saved its end has evaluated the saved step once more.
+    last_line = saved.get("lines")
+    self._lines = metrics_lib.JsonlWriter(workdir / "metrics.jsonl", last_step, last_line)
     self._times = metrics_lib.JsonlWriter(workdir / "timing.jsonl", last_step)
     self._ids = metrics_lib.ExampleLog(workdir, config.batch_size, step)
     if config.logging.tensorboard:
@@ -150,6 +157,7 @@ class Record:
   def to_json(self) -> dict[str, Any]:
     """Returns what a resumed run needs to write the same metrics."""
     return {
+      "lines": self._lines.num_lines if self._main else 0,
       "window": self._window.to_json(),
       "tokens": self._tokens,
       "skipped": self._skipped,
@@ -157,10 +165,10 @@ class Record:
 
   def close(self) -> None:
     """Flushes and closes all files."""
-    self._bar.close()
-    if self._main:
+    with contextlib.ExitStack() as stack:  # closes all of them, whichever fails
+      stack.callback(self._bar.close)
       for file in self._files:
-        file.close()
+        stack.callback(file.close)
 
   def _metrics(self, out: StepOutput, before: PlanState, after: PlanState) -> dict[str, float]:
     asked_K = (after.asked_K - before.asked_K) / max((after.asked_K - before.asked_K).sum(), 1)
