@@ -125,6 +125,7 @@ class RoundRows(NamedTuple):
 
   logits_N: np.ndarray  # f32[N], -inf: never drawn
   weights_N: np.ndarray | None = None  # f32[N], multipliers of the loss
+  ids_C: np.ndarray | None = None  # i32[C], the rows that the decision was made about
 
 
 class Rows(NamedTuple):

@@ -100,6 +100,7 @@ def steps(
   spec = setup.run_spec(config, run.domains, policies)
   plan_spec = setup.plan_spec(config, spec, policies)
   decisions, policy_states = state_lib.init_policies(policies, spec, config.seed)
+  setup.check_decisions(decisions, spec, policies)
   options = setup.step_options(config, decisions, policies)
   described = {
     "config": dict(run.config_json or config_lib.to_json(config)),
@@ -158,7 +159,7 @@ def steps(
           record.step(*pending)
           pending = None
         with record.pause():
-          begun = round_start(state, int(iterator.state.round))
+          begun = round_start(state, int(iterator.state.round), round_rows)
           state, round_rows = begun.state, _begin(iterator, begun)
           record.round(step, begun.metrics)
       drawn_from = iterator.state

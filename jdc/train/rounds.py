@@ -12,6 +12,7 @@ from jdc.data.batch import inputs_and_targets
 from jdc.models.base import LanguageModel
 from jdc.policies.base import DataPolicy, Decision, ExampleStats, RunSpec
 from jdc.policies.combine import Policies
+from jdc.policies.holding import sweep_due
 from jdc.stats import pool as pool_lib
 from jdc.train.observe import example_stats
 from jdc.train.state import TrainState, slots
@@ -42,8 +43,12 @@ def make_round_start(
   pool: loader.Pool,
   sweep_batch_size: int,
   sharding: jax.NamedSharding,
-) -> Callable[[TrainState, int], RoundStart] | None:
-  """Returns the function `(state, round) -> RoundStart`; `None` where no policy needs it."""
+) -> Callable[[TrainState, int, plan.RoundRows | None], RoundStart] | None:
+  """Returns the function that begins a round; `None` where no policy needs it.
+
+  It maps the state, the number of the round and the decision of the last one (`None` before
+  the first) to a `RoundStart`.
+  """
   active = {n: p for n, p in slots(policies).items() if p.scope == "round"}
   if not active:
     return None
@@ -51,28 +56,41 @@ def make_round_start(
   score_chunk = jax.jit(_scorer(model, active), out_shardings=everywhere)
   update = jax.jit(_updater(active), out_shardings=everywhere)
 
-  def round_start(state: TrainState, round_: int) -> RoundStart:
-    ids = {name: _sweep_ids(policy, state.policies[name], spec, seed, round_)
-           for name, policy in active.items()}  # fmt: skip
+  def round_start(state: TrainState, round_: int, last: plan.RoundRows | None) -> RoundStart:
+    due = {n: bool(sweep_due(state.policies[n])) for n in active}
+    ids = {
+      n: _sweep_ids(policy, state.policies[n], spec, seed, round_)
+      for n, policy in active.items()
+    }
+    if last is not None and last.ids_C is not None and not due["selection"]:
+      ids["selection"] = last.ids_C  # the held decision is about these
+    context = (state.policies, state.step)
+    scored = [n for n, p in active.items() if p.score is not None]
+    # Where a decision is held, one row tells the shape of the scores that are not needed.
+    swept = {n: ids[n] if due[n] else ids[n][:1] for n in scored}
     scores: dict[str, np.ndarray] = {}
-    # Slots that sweep the same rows share one pass.
-    for sweep_ids in _distinct([ids[n] for n, p in active.items() if p.score is not None]):
-      swept = pool_lib.sweep(
-          score_chunk, state.params, (state.policies, state.step), pool, sweep_ids,
-          sweep_batch_size, sharding,
-      )  # fmt: skip
-      scores |= {n: s for n, s in swept.items() if np.array_equal(ids[n], sweep_ids)}
+    for rows in _distinct(list(swept.values())):  # slots that sweep the same rows share a pass
+      found = pool_lib.sweep(
+        score_chunk, state.params, context, pool, rows, sweep_batch_size, sharding
+      )
+      scores |= {n: found[n] for n in scored if np.array_equal(swept[n], rows)}
+    for name in scored:
+      if not due[name]:
+        shape = (len(ids[name]), *scores[name].shape[1:])
+        scores[name] = np.full(shape, np.nan, np.float32)
     host = {
-        n: ExampleStats(example_id=ids[n], domain=pool.domain(ids[n]).astype(np.int32),
-                        score=scores.get(n))
-        for n in active
-    }  # fmt: skip
+      n: ExampleStats(
+        example_id=ids[n], domain=pool.domain(ids[n]).astype(np.int32), score=scores.get(n)
+      )
+      for n in active
+    }
     decisions, states = update(loader.place(host, everywhere), state.policies, state.step)
     state = state._replace(policies=state.policies | states)
     fetched = jax.device_get(decisions)
     metrics = {n: d.metrics for n, d in fetched.items() if d.metrics is not None}
     mixture = fetched["mixture"].logits if "mixture" in fetched else None
-    return RoundStart(state, _round_rows(fetched, ids, len(pool), round_), mixture, metrics)
+    decided = _round_rows(fetched, ids, len(pool), round_)
+    return RoundStart(state, decided, mixture, metrics)
 
   return round_start
 
@@ -147,9 +165,10 @@ def _round_rows(
       f"round {round_}: the selection gave none of {len(decision.logits)} rows a finite "
       f"logit; its metrics: {decision.metrics}"
     )
-  if decision.weights is None:
-    return plan.RoundRows(logits_N)
-  return plan.RoundRows(logits_N, _spread(decision.weights, ids["selection"], num_rows, 1.0))
+  weights_N = None
+  if decision.weights is not None:
+    weights_N = _spread(decision.weights, ids["selection"], num_rows, 1.0)
+  return plan.RoundRows(logits_N, weights_N, ids["selection"])
 
 
 def _spread(values: np.ndarray, ids_C: np.ndarray, num_rows: int, absent: float) -> np.ndarray:

@@ -89,6 +89,33 @@ def step_options(
   )
 
 
+def check_decisions(
+  decisions: Mapping[str, Decision], spec: RunSpec, policies: Policies
+) -> None:
+  """Raises a ValueError that lists the initial decisions that do not fit their slots."""
+  errors = []
+  for slot, decision in decisions.items():
+    policy = slots(policies)[slot]
+    accepted = _logit_shapes(slot, policy, spec)
+    shape = None if decision.logits is None else np.shape(decision.logits)
+    if shape not in accepted:
+      errors.append(f"the {slot} decides logits of shape {shape}; accepted: {accepted}")
+    if slot == "weighting" and decision.weights is None and decision.token_weights is None:
+      errors.append("the weighting decides no weights")
+  if errors:
+    raise ValueError("; ".join(errors))
+
+
+def _logit_shapes(slot: str, policy: DataPolicy, spec: RunSpec) -> list[tuple[int, ...] | None]:
+  if slot == "mixture":
+    return [(spec.num_domains,), None]
+  if slot == "weighting":
+    return [None]
+  if policy.scope == "step":
+    return [(spec.num_candidates,)]
+  return [(spec.sweep_size,), (spec.num_examples,)]
+
+
 def initial_mixture(spec: RunSpec, decisions: Mapping[str, Decision]) -> np.ndarray:
   """Returns the logits f32[K] in force before any update; the base proportions by default."""
   if "mixture" in decisions and decisions["mixture"].logits is not None:

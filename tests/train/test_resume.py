@@ -27,6 +27,10 @@ RUNS = {
     policies.combine(weighting=weighting.loss_reweighting(burn_in_steps=2)),
     {},
   ),
+  "loss every other round": (
+    policies.combine(selection=policies.every(2, selection.loss())),
+    {"draw": "top_k", "sweep_rows": 20, "num_steps": 17},
+  ),
   "sorting": (policies.combine(ordering=ordering.sorting()), {}),
   "everything": (
     policies.combine(
