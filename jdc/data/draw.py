@@ -1,7 +1,7 @@
 """The stateless sampler: which rows the next step trains on.
 
-Memory is O(K) for K domains: the order inside a domain is a permutation computed one index at
-a time. Every process computes the same global draw.
+Memory is O(K) for K domains: the order inside a large domain is a permutation computed one
+index at a time. Every process computes the same global draw.
 """
 
 import math
@@ -43,6 +43,10 @@ class Plan:
     self._starts_K = np.concatenate([[0], np.cumsum(spec.domain_sizes)])
     self._starts_G = self._starts_K if spec.mixed else self._starts_K[[0, -1]]
     self._phase = inside.generator(spec.seed, inside.OFFSET).random()
+    self._shuffled_G = [
+      inside.shuffled(size, (spec.seed, inside.SHUFFLE, group))
+      for group, size in enumerate(spec.group_sizes)
+    ]
     self._round: inside.RoundDraw | None = None
 
   def start_round(self, state: PlanState, rows: RoundRows) -> PlanState:
@@ -163,7 +167,9 @@ class Plan:
     if self._round is not None:
       drawn = self._round.draw(group, int(state.round_drawn_G[group]), count)
     else:
-      drawn = inside.shuffled(self.spec, group, int(state.drawn_G[group]), count)
+      rows = self._shuffled_G[group](int(state.drawn_G[group]), count)
+      share = 1.0 / self.spec.group_sizes[group]
+      drawn = inside.Drawn(rows, np.full(count, share), np.ones(count, np.float32))
     more_G = np.zeros_like(state.drawn_G)
     more_G[group] = count
     return drawn, state._replace(

@@ -1,17 +1,23 @@
 """Rows inside a domain or the pool: endless streams, readable from any position."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from grain import experimental as grain_experimental
 
 from jdc.data.plan import PlanSpec, RoundRows
-from jdc.policies import sampling
 
 # Purposes of random numbers, so that no two share a stream.
 OFFSET, BATCH, ONE, SHUFFLE, ROUND, ORDER = range(6)
 
+# (first, count) -> that many positions of an endless stream, i64[count]
+Reader = Callable[[int, int], np.ndarray]
+
+# Up to here an epoch's order is kept: computing it index by index, a cipher of 16 bits walks
+# through 2^16 / size others on its way. This is 64 KiB a group, and at most 4 bytes a row.
+_KEPT_SIZE = 1 << 14
 _FEISTEL_ROUNDS = 4
 
 
@@ -23,11 +29,36 @@ class Drawn(NamedTuple):
   weights: np.ndarray  # f32[n], multipliers of the loss
 
 
-def shuffled(spec: PlanSpec, group: int, first: int, count: int) -> Drawn:
-  """Reads `count` rows of a group from position `first` of its epochs, each shuffled anew."""
-  size = spec.group_sizes[group]
-  rows = _permuted(first, count, size, (spec.seed, SHUFFLE, group))
-  return Drawn(rows, np.full(count, 1.0 / size), np.ones(count, np.float32))
+def shuffled(size: int, stream: tuple[int, ...]) -> Reader:
+  """Returns a reader of epochs of `size` rows, each in a random order of its own."""
+  if size > _KEPT_SIZE:
+    return lambda first, count: _permuted(first, count, size, stream)
+  return Epochs(size, lambda epoch: generator(*stream, epoch).random(size)).read
+
+
+class Epochs:
+  """An endless series of orders of the same rows; keeps the one in hand.
+
+  Args:
+    size: the number of rows.
+    keys: returns the keys f64[size] by which an epoch is sorted.
+  """
+
+  def __init__(self, size: int, keys: Callable[[int], np.ndarray]):
+    self._size, self._keys = size, keys
+    self._epoch, self._order = -1, np.zeros(0, np.int32)
+
+  def read(self, first: int, count: int) -> np.ndarray:
+    """Returns positions `first` to `first + count`, counted through all epochs."""
+    parts = []
+    while count > 0:
+      epoch, start = divmod(first, self._size)
+      if epoch != self._epoch:
+        order = np.argsort(self._keys(epoch), kind="stable").astype(np.int32)
+        self._epoch, self._order = epoch, order
+      parts.append(self._order[start : start + count].astype(np.int64))
+      first, count = first + len(parts[-1]), count - len(parts[-1])
+    return np.concatenate(parts)
 
 
 class RoundDraw:
@@ -46,7 +77,7 @@ class RoundDraw:
     self._eligible = [self._keep(group) for group in range(len(starts_G) - 1)]
     self.sizes_G = np.array([len(ids) for ids in self._eligible])
     self._probability = [self._probabilities(group) for group in range(len(self._eligible))]
-    self._order: dict[int, tuple[int, np.ndarray]] = {}
+    self._readers: dict[int, Reader] = {}
 
   def _logits(self, group: int) -> np.ndarray:
     return self._rows.logits_N[self._starts_G[group] : self._starts_G[group + 1]]
@@ -76,40 +107,40 @@ class RoundDraw:
     if not len(eligible):
       name = f"domain {self._spec.domain_names[group]!r}" if self._spec.mixed else "the pool"
       raise ValueError(f"round {self._round}: the selection left no row of {name} to draw")
-    seed = (self._spec.seed, ROUND, self._round, group)
+    if group not in self._readers:
+      self._readers[group] = self._reader(group)
+    chosen = self._readers[group](first, count)
+    weights = np.ones(count, np.float32)
+    if self._rows.weights_N is not None:
+      weights = self._rows.weights_N[self._starts_G[group] + eligible[chosen]]
+    return Drawn(eligible[chosen], probability[chosen], weights.astype(np.float32))
+
+  def _reader(self, group: int) -> Reader:
+    """A reader of positions among the eligible rows of a group."""
+    size = len(self._eligible[group])
+    stream = (self._spec.seed, ROUND, self._round, group)
     if self._spec.draw == "top_k":
-      chosen = _permuted(first, count, len(eligible), seed)
-    elif self._spec.draw == "gumbel_top_k":
-      chosen = self._gumbel(group, first, count, seed)
-    else:
-      uniforms = generator(*seed, first).random(count)
-      chosen = np.asarray(sampling.multinomial(uniforms, self._logits(group)[eligible]))
-    return Drawn(eligible[chosen], probability[chosen], self._weights(group, eligible[chosen]))
-
-  def _weights(self, group: int, ids: np.ndarray) -> np.ndarray:
-    if self._rows.weights_N is None:
-      return np.ones(len(ids), np.float32)
-    return self._rows.weights_N[self._starts_G[group] + ids].astype(np.float32)
-
-  def _gumbel(self, group: int, first: int, count: int, seed: tuple[int, ...]) -> np.ndarray:
-    """Positions `first` to `first + count` of successive draws without replacement."""
-    size, parts = len(self._eligible[group]), []
-    while count > 0:
-      epoch, start = divmod(first, size)
-      order = self._gumbel_order(group, epoch, seed)
-      parts.append(order[start : start + count])
-      first, count = first + len(parts[-1]), count - len(parts[-1])
-    return np.concatenate(parts)
-
-  def _gumbel_order(self, group: int, epoch: int, seed: tuple[int, ...]) -> np.ndarray:
-    cached = self._order.get(group)
-    if cached is None or cached[0] != epoch:
+      return shuffled(size, stream)
+    if self._spec.draw == "gumbel_top_k":
       logits = self._logits(group)[self._eligible[group]].astype(np.float64)
-      uniform = generator(*seed, epoch).random(len(logits))
-      with np.errstate(divide="ignore"):  # a uniform of exactly 0 sorts last
-        keys = logits - np.log(-np.log(uniform))
-      self._order[group] = (epoch, np.argsort(-keys, kind="stable"))
-    return self._order[group][1]
+      return Epochs(size, lambda epoch: _gumbel_keys(logits, (*stream, epoch))).read
+    return _with_replacement(self._probability[group], stream)
+
+
+def _gumbel_keys(logits: np.ndarray, stream: tuple[int, ...]) -> np.ndarray:
+  """Keys whose rising order is that of draws without replacement from softmax(logits)."""
+  uniform = generator(*stream).random(len(logits))
+  with np.errstate(divide="ignore"):  # a uniform of exactly 0 sorts last
+    return np.log(-np.log(uniform)) - logits
+
+
+def _with_replacement(probability: np.ndarray, stream: tuple[int, ...]) -> Reader:
+  """Returns a reader of independent draws; `sampling.multinomial` with its sums kept."""
+  edge = np.cumsum(probability)
+  edge[np.flatnonzero(probability)[-1] :] = 1.0  # whatever the rounding, an item of p > 0
+  return lambda first, count: np.searchsorted(
+    edge, generator(*stream, first).random(count), side="right"
+  )
 
 
 def generator(*stream: int) -> np.random.Generator:
