@@ -50,7 +50,7 @@ class Epochs:
 
   def read(self, first: int, count: int) -> np.ndarray:
     """Returns positions `first` to `first + count`, counted through all epochs."""
-    parts = []
+    parts = [np.zeros(0, np.int64)]
     while count > 0:
       epoch, start = divmod(first, self._size)
       if epoch != self._epoch:
