@@ -8,6 +8,7 @@ field. The same command resumes a run that was stopped.
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from jdc.models.base import LanguageModel
 from jdc.models.decoder import decoder
 from jdc.report import summary
 from jdc.train import config as config_lib
@@ -22,6 +24,7 @@ from jdc.train import corpus, loop
 from jdc.train.optimizer import make_optimizer
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The run's config file.")
+flags.mark_flag_as_required("config")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.", required=True)
 PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of a few steps to the workdir.")
 CACHE = flags.DEFINE_string(
@@ -44,17 +47,13 @@ def main(argv: list[str]) -> None:
 def train(config: config_lib.TrainConfig, workdir: str) -> loop.Result:
   """Builds what the config describes, trains it, and prints what came out."""
   # Everything that can be wrong without looking at the data.
-  policies = config_lib.build_policies(config)
-  if config.model is None:
-    raise ValueError("the config has no model; set config.model to a DecoderConfig")
-  model = decoder(config.model)
-  optimizer, learning_rate = make_optimizer(config.optimizer, config.num_steps)
-
-  if "://" in workdir:
-    raise ValueError(
-      f"--workdir={workdir} must be a local folder; checkpoints alone can go elsewhere, with "
-      "--config.checkpoint.folder=gs://..."
-    )
+  policies, model, (optimizer, learning_rate), _, _ = config_lib.collect(
+    lambda: config_lib.build_policies(config),
+    lambda: _model(config),
+    lambda: make_optimizer(config.optimizer, config.num_steps),
+    lambda: corpus.check(config.data),
+    lambda: _check_local(workdir),
+  )
 
   # Text to packed rows, from the cache where they are there already.
   cache_dir = corpus.cache_dir(config.data)
@@ -80,8 +79,36 @@ def train(config: config_lib.TrainConfig, workdir: str) -> loop.Result:
   return result
 
 
+def _model(config: config_lib.TrainConfig) -> LanguageModel:
+  if config.model is None:
+    raise ValueError("the config has no model; set config.model to a DecoderConfig")
+  return decoder(config.model)
+
+
+def _check_local(workdir: str) -> None:
+  if "://" in workdir:
+    raise ValueError(
+      f"--workdir={workdir} must be a local folder; checkpoints alone can go elsewhere, with "
+      "--config.checkpoint.folder=gs://..."
+    )
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError) as error:  # an unknown field, of which it shows the name
+    overrides = [arg for arg in argv if arg.lstrip("-").startswith("config.")]
+    sys.argv = [arg for arg in argv if arg not in overrides]
+    app.parse_flags_with_usage(sys.argv)
+    paths = [arg.lstrip("-").partition("=")[0].removeprefix("config.") for arg in overrides]
+    problems = config_lib.unknown_overrides(CONFIG.value, paths) or [str(error)]
+    sys.exit(f"FATAL Flags parsing error: {'; '.join(problems)}")
+
+
 def _log_to_terminal() -> None:
-  absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax writes a page for every checkpoint
+  # Orbax writes a page for every checkpoint, and its errors are raised besides.
+  absl_logging.set_verbosity(absl_logging.FATAL)
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   handler = logging.StreamHandler()
   handler.setFormatter(logging.Formatter("%(message)s"))
   log = logging.getLogger("jdc")
@@ -92,4 +119,4 @@ def _log_to_terminal() -> None:
 
 if __name__ == "__main__":
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-  app.run(main)
+  app.run(main, flags_parser=_parse_flags)

@@ -1,16 +1,17 @@
 """The fields of a training run, and how a config file and flags fill them."""
 
 import dataclasses
-import difflib
 import inspect
+import operator
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
 from jdc.models.configs import DecoderConfig
 from jdc.policies import Policies, combine
+from jdc.train import fields as fields_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,21 +116,28 @@ class RunConfig:
   logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
 
   def __post_init__(self) -> None:
-    errors = _too_small(self, 1, "num_steps", "batch_size", "sequence_length")
-    errors += _too_small(self, 1, "accumulation_steps", "max_skipped_in_row")
-    errors += _too_small(self.plan, 1, "steps_per_round")
-    errors += _too_small(self.plan, 0, "sweep_rows", "sweep_batch_size", "num_candidates")
-    errors += _too_small(self.evaluation, 0, "every_steps", "max_rows", "batch_size")
-    errors += _too_small(self.checkpoint, 1, "every_steps", "keep")
-    errors += _too_small(self.logging, 1, "every_steps")
-    errors += _unknown(self, loss_average=("token", "example"))
-    errors += _unknown(self.plan, candidate_draw=("top_k", "gumbel_top_k", "multinomial"))
-    if self.batch_size % self.accumulation_steps:
+    wrong = list(fields_lib.wrong_types(self))
+    if wrong:
+      raise ValueError("; ".join(wrong))
+    errors = [
+      f"{name} must be {least} or more, got {operator.attrgetter(name)(self)}"
+      for least, names in _LEAST.items()
+      for name in names
+      if operator.attrgetter(name)(self) < least
+    ]
+    if self.seed >= 1 << 32:  # JAX would take it modulo 2^32
+      errors.append(f"seed must be below 2^32, got {self.seed}")
+    errors += [
+      f"{name} must be one of {known}, got {operator.attrgetter(name)(self)!r}"
+      for name, known in _CHOICES.items()
+      if operator.attrgetter(name)(self) not in known
+    ]
+    if self.accumulation_steps > 0 and self.batch_size % self.accumulation_steps:
       errors.append(
         f"batch_size={self.batch_size} must be divisible by "
         f"accumulation_steps={self.accumulation_steps}"
       )
-    if self.plan.num_candidates % self.batch_size:
+    if self.batch_size > 0 and self.plan.num_candidates % self.batch_size:
       errors.append(
         f"plan.num_candidates={self.plan.num_candidates} must be a multiple of "
         f"batch_size={self.batch_size}"
@@ -151,6 +159,21 @@ class TrainConfig(RunConfig):
   weighting: Mapping[str, Any] | None = None
 
 
+_LEAST = {
+  0: (
+    "seed", "plan.sweep_rows", "plan.sweep_batch_size", "plan.num_candidates",
+    "evaluation.every_steps", "evaluation.max_rows", "evaluation.batch_size",
+  ),
+  1: (
+    "num_steps", "batch_size", "sequence_length", "accumulation_steps", "max_skipped_in_row",
+    "plan.steps_per_round", "checkpoint.every_steps", "checkpoint.keep", "logging.every_steps",
+  ),
+}  # fmt: skip
+_CHOICES = {
+  "loss_average": ("token", "example"),
+  "plan.candidate_draw": ("top_k", "gumbel_top_k", "multinomial"),
+}
+
 # A run may be resumed with other values of these.
 RESUMABLE = ("num_steps", "mesh", "evaluation", "checkpoint", "logging", "data.cache_dir")
 SLOTS = ("mixture", "selection", "ordering", "weighting")
@@ -169,14 +192,14 @@ def policy(factory: Callable[..., Any], **arguments: Any) -> ml_collections.Conf
   parameters = inspect.signature(factory).parameters
   unknown = [name for name in arguments if name not in parameters]
   if unknown:
-    raise TypeError(f"{factory.__name__}: {_suggest(unknown, parameters)}")
+    raise TypeError(f"{factory.__name__}: {fields_lib.suggest(unknown, parameters)}")
   fields: dict[str, Any] = {"factory": factory}
   hints = typing.get_type_hints(factory)
   for name, parameter in parameters.items():
     value = arguments.get(name, parameter.default)
     if value is inspect.Parameter.empty:
       raise TypeError(f"{factory.__name__} needs a value for {name!r}")
-    fields[name] = _placeholder(hints.get(name)) if value is None else value
+    fields[name] = fields_lib.overridable(value, hints.get(name))
   return ml_collections.ConfigDict(fields)
 
 
@@ -187,7 +210,15 @@ def build_policies(config: TrainConfig) -> Policies:
     chosen = getattr(config, slot)
     if chosen is None:
       continue
+    if not isinstance(chosen, Mapping | ml_collections.ConfigDict) or "factory" not in chosen:
+      errors.append(f"{slot} must be made by jdc.train.config.policy, got {chosen!r}")
+      continue
     arguments = {k: _plain(v) for k, v in chosen.items() if k != "factory"}
+    known = inspect.signature(chosen["factory"]).parameters
+    unknown = [name for name in arguments if name not in known]
+    if unknown:
+      errors.append(f"{slot}: {fields_lib.suggest(unknown, known)}")
+      continue
     try:
       built[slot] = chosen["factory"](**arguments)
     except (TypeError, ValueError) as error:
@@ -197,31 +228,56 @@ def build_policies(config: TrainConfig) -> Policies:
   return combine(**built)
 
 
+def collect(*attempts: Callable[[], Any]) -> list[Any]:
+  """Returns what each attempt returns; the ValueErrors of all become one."""
+  results, errors = [], []
+  for attempt in attempts:
+    try:
+      results.append(attempt())
+    except ValueError as error:
+      errors.append(str(error))
+  if errors:
+    raise ValueError("; ".join(errors))
+  return results
+
+
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:
   """Returns a dataclass as a `ConfigDict`, whose fields flags can override."""
-  fields = {}
+  fields, hints = {}, typing.get_type_hints(type(config))
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
-    fields[field.name] = to_config_dict(value) if dataclasses.is_dataclass(value) else value
+    nested = dataclasses.is_dataclass(value)
+    fields[field.name] = (
+      to_config_dict(value) if nested else fields_lib.overridable(value, hints[field.name])
+    )
   return ml_collections.ConfigDict(fields, convert_dict=False)
 
 
 def from_config_dict(values: Mapping[str, Any], cls: type[Any] = TrainConfig) -> Any:
-  """Returns the dataclass that `values` describe; unknown fields are errors."""
-  fields = {field.name: field for field in dataclasses.fields(cls)}
-  unknown = [name for name in values if name not in fields]
+  """Returns the dataclass that `values` describe; unknown fields are errors, all in one."""
+  unknown = list(fields_lib.unknown_fields(values, cls))
   if unknown:
-    raise ValueError(f"{cls.__name__}: {_suggest(unknown, fields)}")
-  hints = typing.get_type_hints(cls)
-  arguments = {}
+    raise ValueError("; ".join(unknown))
+  nested, arguments = fields_lib.nested(cls), {}
   for name, value in values.items():
-    nested = [
-      t for t in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(t)
-    ]
-    if nested and value is not None:
-      value = from_config_dict(value, typing.cast(type, nested[0]))
+    if name in nested and isinstance(value, Mapping | ml_collections.ConfigDict):
+      value = from_config_dict(value, nested[name])
     arguments[name] = value
   return cls(**arguments)
+
+
+def unknown_overrides(config: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
+  """Returns a sentence for each dotted path that is no field of a config."""
+  problems = []
+  for path in paths:
+    names, fields = path.split("."), config
+    for depth, name in enumerate(names):
+      if not isinstance(fields, Mapping | ml_collections.ConfigDict) or name not in fields:
+        known = list(fields) if hasattr(fields, "keys") else []
+        problems.append(fields_lib.suggest([name], known, ".".join(["config", *names[:depth]])))
+        break
+      fields = fields[name]
+  return problems
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:
@@ -270,7 +326,7 @@ def parse_arg(arg: str | None, **known: Any) -> dict[str, Any]:
   for part in filter(None, (arg or "").split(",")):
     name, given, text = part.partition("=")
     if name not in known:
-      raise ValueError(f"config argument: {_suggest([name], known)}")
+      raise ValueError(f"config argument: {fields_lib.suggest([name], known)}")
     default = known[name]
     if not given:
       if default is not False:
@@ -289,32 +345,5 @@ def parse_arg(arg: str | None, **known: Any) -> dict[str, Any]:
   return values
 
 
-def _suggest(unknown: list[str], known: Any) -> str:
-  parts = []
-  for name in unknown:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    hint = f", did you mean {close[0]!r}?" if close else ""
-    parts.append(f"no field {name!r}{hint}")
-  return f"{'; '.join(parts)} (known: {', '.join(known)})"
-
-
-def _placeholder(hint: Any) -> Any:
-  kinds = [kind for kind in typing.get_args(hint) if kind in (int, float, str, bool, tuple)]
-  return ml_collections.config_dict.placeholder(kinds[0]) if kinds else None
-
-
 def _plain(value: Any) -> Any:
   return value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
-
-
-def _too_small(config: Any, least: int, *names: str) -> list[str]:
-  wrong = [name for name in names if getattr(config, name) < least]
-  return [f"{name} must be at least {least}, got {getattr(config, name)}" for name in wrong]
-
-
-def _unknown(config: Any, **accepted: tuple[str, ...]) -> list[str]:
-  return [
-    f"{name} must be one of {known}, got {getattr(config, name)!r}"
-    for name, known in accepted.items()
-    if getattr(config, name) not in known
-  ]

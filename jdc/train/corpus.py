@@ -23,6 +23,26 @@ def prepare(
   Raises:
     ValueError: if the path, the tokenizer or a record is not usable; see `jdc.data.pack`.
   """
+  check(config)
+  folder = Path(config.path).expanduser()
+  if config.path == "python":
+    folder = cache_dir(config) / "python_text"
+    quickstart.write_corpus(folder)
+  return pack.prepare(
+    find_domains(folder),
+    tokenizer(config),
+    sequence_length,
+    config.validation_fraction,
+    cache_dir(config) / "rows",
+    text_field=config.text_field,
+    on_bad_record=cast(Any, config.on_bad_record),  # `check` knows it
+    quarantine=Path(workdir) / "quarantine.jsonl",
+    seed=seed,
+  )
+
+
+def check(config: DataConfig) -> None:
+  """Raises a ValueError that lists the fields that are wrong whatever the data hold."""
   errors = []
   if not config.path:
     errors.append(
@@ -38,21 +58,6 @@ def prepare(
     )
   if errors:
     raise ValueError("; ".join(errors))
-  folder = Path(config.path).expanduser()
-  if config.path == "python":
-    folder = cache_dir(config) / "python_text"
-    quickstart.write_corpus(folder)
-  return pack.prepare(
-    find_domains(folder),
-    tokenizer(config),
-    sequence_length,
-    config.validation_fraction,
-    cache_dir(config) / "rows",
-    text_field=config.text_field,
-    on_bad_record=cast(Any, config.on_bad_record),  # checked above
-    quarantine=Path(workdir) / "quarantine.jsonl",
-    seed=seed,
-  )
 
 
 def tokenizer(config: DataConfig) -> tokenize.Tokenizer:

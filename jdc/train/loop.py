@@ -95,8 +95,8 @@ def steps(
   """Does what `fit` does, and yields after every step; the run's mesh is set in between."""
   config, policies = run.config, run.policies
   # What the run consists of, checked before anything compiles.
+  setup.check(config, policies, run.model, run.domains, run.scores)
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-  setup.check(config, policies, run.model, run.domains, mesh, run.scores)
   spec = setup.run_spec(config, run.domains, policies)
   plan_spec = setup.plan_spec(config, spec, policies)
   decisions, policy_states = state_lib.init_policies(policies, spec, config.seed)

@@ -1,9 +1,9 @@
 """From a run's config to the fixed facts that its parts need, checked together."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import jax
 import numpy as np
 
 from jdc.data import plan
@@ -147,13 +147,33 @@ def check(
   policies: Policies,
   model: LanguageModel,
   domains: Mapping[str, Domain],
-  mesh: jax.sharding.Mesh,
   scores: np.ndarray | None,
 ) -> None:
   """Raises a ValueError that lists everything in the run that cannot work together."""
   errors = [*_slot_errors(config, policies), *_observation_errors(policies)]
-  errors += _data_errors(config, model, domains)
+  errors += _data_errors(config, model, domains) or _plan_errors(config, policies, domains)
   errors += _ordering_errors(policies, domains, scores)
+  errors += _mesh_errors(config, model)
+  if errors:
+    raise ValueError("; ".join(errors))
+
+
+def _plan_errors(
+  config: RunConfig, policies: Policies, domains: Mapping[str, Domain]
+) -> list[str]:
+  try:
+    plan_spec(config, run_spec(config, domains, policies), policies)
+  except ValueError as error:
+    return [str(error)]
+  return []
+
+
+def _mesh_errors(config: RunConfig, model: LanguageModel) -> list[str]:
+  try:
+    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+  except ValueError as error:
+    return [str(error)]
+  errors = []
   sizes = {
     "batch_size / accumulation_steps": config.batch_size // config.accumulation_steps,
     "plan.sweep_batch_size": config.plan.sweep_batch_size,
@@ -168,29 +188,35 @@ def check(
       model.check_partition(mesh.shape)
     except ValueError as error:
       errors.append(str(error))
-  if errors:
-    raise ValueError("; ".join(errors))
+  return errors
 
 
 def _data_errors(
   config: RunConfig, model: LanguageModel, domains: Mapping[str, Domain]
 ) -> list[str]:
-  errors = []
+  found: dict[str, dict[str, None]] = {}  # domains by what is wrong with them, in order
+
+  def wrong(name: str, problem: str) -> None:
+    found.setdefault(problem, {})[name] = None
+
   for name, domain in domains.items():
     for split, table in (("train", domain.train), ("validation", domain.validation)):
       if table is None:
-        errors.append(f"domain {name!r} has no {split} rows")
-      elif table.sequence_length != config.sequence_length:
-        errors.append(
-          f"domain {name!r}: {split} rows are for sequence_length={table.sequence_length}, "
-          f"the run has {config.sequence_length}"
+        wrong(name, f"there are no {split} rows")
+        continue
+      if table.sequence_length != config.sequence_length:
+        wrong(
+          name,
+          f"rows are for sequence_length={table.sequence_length}, "
+          f"the run has {config.sequence_length}",
         )
-      elif table.vocab_size > model.vocab_size:
-        errors.append(
-          f"domain {name!r}: the tokenizer has {table.vocab_size} tokens, "
-          f"the model's vocab_size is {model.vocab_size}"
+      if table.vocab_size > model.vocab_size:
+        wrong(
+          name,
+          f"the tokenizer has {table.vocab_size} tokens, "
+          f"the model's vocab_size is {model.vocab_size}",
         )
-  return errors
+  return [f"{problem} (domains {', '.join(names)})" for problem, names in found.items()]
 
 
 def _slot_errors(config: RunConfig, policies: Policies) -> list[str]:

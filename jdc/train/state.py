@@ -38,11 +38,20 @@ def slots(policies: Policies) -> dict[str, Any]:
 def init_policies(
   policies: Policies, spec: RunSpec, seed: int
 ) -> tuple[dict[str, Decision], dict[str, Any]]:
-  """Returns the initial decision and state of every slot; its name goes into its key."""
-  decisions, states = {}, {}
+  """Returns the initial decision and state of every slot; its name goes into its key.
+
+  Raises:
+    ValueError: if policies do not fit the run; all of them are named.
+  """
+  decisions, states, errors = {}, {}, []
   for name, policy in slots(policies).items():
     key = jax.random.fold_in(jax.random.key(seed), _stable_hash(name))
-    decisions[name], states[name] = policy.init(spec, key)
+    try:
+      decisions[name], states[name] = policy.init(spec, key)
+    except ValueError as error:
+      errors.append(f"{name}: {error}")
+  if errors:
+    raise ValueError("; ".join(errors))
   return decisions, states
 
 
