@@ -239,10 +239,7 @@ class Plan:
     while (missing := size - int(counts_K.sum())) > 0:
       rest_K = self._open_only(rest_K, left_K > counts_K, left_K)
       asked_K = np.asarray(sampling.systematic_counts(rest_K, missing, offset), np.int64)
-      granted_K = np.minimum(asked_K, left_K - counts_K).astype(np.int64)
-      if spec.on_exhausted == "stop" and np.any(granted_K < asked_K):
-        raise Exhausted(self._exhausted_message(left_K))
-      counts_K += granted_K
+      counts_K += np.minimum(asked_K, left_K - counts_K).astype(np.int64)
     return counts_K, p_K
 
   def _open_only(self, p_K: np.ndarray, open_K: np.ndarray, left_K: np.ndarray) -> np.ndarray:
