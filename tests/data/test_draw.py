@@ -346,6 +346,18 @@ def test_another_seed_draws_other_rows(name):
   assert drawn[0] != drawn[1]
 
 
+@pytest.mark.parametrize("draw_name", ["shuffle", "top_k", "gumbel_top_k", "multinomial"])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_the_order_inside_a_domain_depends_on_the_seed(draw_name, mixed):
+  drawn = []
+  for seed in (3, 4):
+    planner, state = start(make_spec((40,), 1, seed, mixed, draw=draw_name, steps_per_round=40))
+    if draw_name != "shuffle":
+      state = planner.start_round(state, RoundRows(np.zeros(40, np.float32)))
+    drawn.append(ids(draw(planner, state, 10)[0]).tolist())
+  assert drawn[0] != drawn[1]
+
+
 def test_draws_of_one_state_are_equal():
   planner, state = start(make_spec((9, 14), 4))
   _, state = draw(planner, state, 5)
@@ -413,9 +425,10 @@ def test_a_queue_begins_with_what_the_last_round_left():
   spec = make_spec((50, 50), 4, ordered=True, steps_per_round=3)
   planner, state = ordered(spec, (0.3, 0.7))
   num_left = 0
-  for _ in range(8):
+  for _ in range(20):
     left = [set((50 * group + queue.rows).tolist()) for group, queue in enumerate(state.queues)]
     num_left += sum(map(len, left))
+    assert max(map(len, left)) <= 3  # a round is filled up, not added
     batches, state = draw(planner, state, 3)
     for group, waiting in enumerate(left):
       for rows in of_group(spec, batches, group):
@@ -423,6 +436,17 @@ def test_a_queue_begins_with_what_the_last_round_left():
         assert len(first) == min(len(waiting), len(rows))
         waiting -= first
   assert num_left > 0
+
+
+def test_what_is_left_keeps_its_order():
+  spec = make_spec((90, 90), 4, ordered=True, steps_per_round=6)
+  planner, state = ordered(spec, (0.5, 0.5))
+  _, state = draw(planner, state, 1)
+  _, state = draw(planner, plan.hold(state, log((0.25, 0.75))), 5)
+  left = state.queues[0].rows.tolist()
+  assert len(left) == 12 - 2 - 5
+  batches, _ = draw(planner, state, 5)
+  assert np.concatenate(of_group(spec, batches, 0)).tolist() == left
 
 
 @pytest.mark.parametrize("mixed", [True, False])

@@ -290,6 +290,16 @@ def test_wrong_round_decisions_are_errors(rows, words):
     planner.start_round(plan.initial_state(spec, [0.0]), rows)
 
 
+def test_a_round_may_start_before_the_last_one_ended():
+  spec = make_spec((12,), 2, draw="top_k", steps_per_round=9)
+  planner, state = start_round(spec, np.zeros(12))
+  first, _, state = draw(planner, state, 3)
+  state = planner.start_round(state, RoundRows(np.zeros(12, np.float32)))
+  assert (state.step, state.round, state.round_step) == (3, 0, 0)
+  assert set(draw(planner, state, 3)[0]) == set(first)  # from its first row on
+  assert state.drawn_G.tolist() == [6]
+
+
 # The end of a round.
 
 
@@ -308,12 +318,19 @@ def test_a_round_of_steps_ends_after_them():
 def test_an_exhausted_round_ends_when_every_kept_row_was_drawn(draw_name, ordered):
   spec = make_spec((6, 20), 4, mixed=True, draw=draw_name, round_ends="exhausted",
                    ordered=ordered, steps_per_round=2)  # fmt: skip
-  planner = Plan(spec, (lambda ids, stream: np.argsort(-ids)) if ordered else None)
+  arranged = []
+
+  def arrange(ids, stream):
+    arranged.append(set(ids.tolist()))
+    return np.argsort(-ids)
+
+  planner = Plan(spec, arrange if ordered else None)
   state = plan.initial_state(spec, np.log([0.5, 0.5]))
   logits_N = np.zeros(26, np.float32)
   logits_N[[0, 10, 11, 12]] = -np.inf
   for round_ in range(3):
     state, steps = planner.start_round(state, RoundRows(logits_N)), []
+    arranged.clear()
     while state.round == round_:
       ids, _, state = draw(planner, state, 1)
       steps.append(ids)
@@ -328,6 +345,12 @@ def test_an_exhausted_round_ends_when_every_kept_row_was_drawn(draw_name, ordere
     counts = np.bincount(seen, minlength=26)
     assert counts[6:].sum() == 18
     assert not state.round_drawn_G.any()
+    if ordered:  # the whole round of a domain at once, whatever the last one left
+      kept = set(np.flatnonzero(np.isfinite(logits_N)).tolist())
+      assert arranged[:2] == [
+        {row for row in kept if row < 6},
+        {row for row in kept if row > 5},
+      ]
 
 
 def test_an_exhausted_round_in_order_leaves_little_behind():
