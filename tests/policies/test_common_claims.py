@@ -163,7 +163,7 @@ def run(case, all_fields, spec=SPEC, update=None):
   first, state = case.policy.init(spec, KEY)
   update, decisions = update or case.update, []
   for fields in all_fields:
-    decision, state = case.update(as_stats(case.policy, fields, state), state)
+    decision, state = update(as_stats(case.policy, fields, state), state)
     decisions.append(decision)
   return first, decisions, state
 
