@@ -5,7 +5,7 @@
 
 DIR holds one entry a domain, such as `web.jsonl.gz` or a folder `web/`. The argument names the
 policies by slot, `mixture=odm,selection=loss,weighting=loss_reweighting`; their parameters are
-fields: `--config.mixture.decay=0.95`. `tiny` shrinks everything to a few seconds.
+fields: `--config.mixture.smoothing=0.95`. `tiny` shrinks everything to a few seconds.
 """
 
 from ml_collections import ConfigDict

@@ -14,7 +14,10 @@ from jdc import metrics
 ROOT = Path(__file__).parent.parent
 RUNS = {
   "quickstart": ("quickstart.py:tiny", []),
-  "pretrain_mixture": ("pretrain_mixture.py:tiny,mixture=odm", ["--config.mixture.decay=0.5"]),
+  "pretrain_mixture": (
+    "pretrain_mixture.py:tiny,mixture=odm",
+    ["--config.mixture.smoothing=0.5"],
+  ),
   "pretrain_all_slots": (
     "pretrain_mixture.py:tiny,mixture=by_size,selection=loss,ordering=sorting",
     ["--config.mixture.temperature=2.0"],
