@@ -21,13 +21,13 @@ def get_config(arg: str = "") -> ConfigDict:
     c.TrainConfig(
       num_steps=20 if tiny else 400,
       batch_size=8 if tiny else 16,
-      sequence_length=64 if tiny else 256,
+      sequence_length=64 if tiny else 128,
       data=c.DataConfig(path="python"),
       model=DecoderConfig(
         vocab_size=258,
         width=32 if tiny else 128,
         num_layers=2 if tiny else 4,
-        num_heads=4,
+        num_heads=2,
         num_kv_heads=2,
         mlp_width=64 if tiny else 352,
       ),
