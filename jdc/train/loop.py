@@ -104,7 +104,7 @@ def steps(
   options = setup.step_options(config, decisions, policies)
   described = {
     "config": dict(run.config_json or config_lib.to_json(config)),
-    "data": {name: domain.train.fingerprint for name, domain in run.domains.items()},
+    "data": setup.fingerprints(run.domains),
   }
 
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:

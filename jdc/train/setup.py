@@ -124,6 +124,16 @@ def initial_mixture(spec: RunSpec, decisions: Mapping[str, Decision]) -> np.ndar
     return np.log(np.asarray(spec.proportions, np.float32))
 
 
+def fingerprints(domains: Mapping[str, Domain]) -> dict[str, str]:
+  """Returns what tells the data of a run from others, by domain and split."""
+  return {
+    f"{name} ({split})": table.fingerprint
+    for name, domain in domains.items()
+    for split, table in (("train", domain.train), ("validation", domain.validation))
+    if table is not None
+  }
+
+
 def check_resume(checkpoints: Checkpoints, described: Mapping[str, Any]) -> None:
   """Raises a ValueError if the newest readable checkpoint has another config or other data."""
   host = checkpoints.newest_host()
@@ -151,7 +161,9 @@ def check(
 ) -> None:
   """Raises a ValueError that lists everything in the run that cannot work together."""
   errors = [*_slot_errors(config, policies), *_observation_errors(policies)]
-  errors += _data_errors(config, model, domains) or _plan_errors(config, policies, domains)
+  errors += _data_errors(config, model, domains)
+  if all(domain.train is not None for domain in domains.values()):
+    errors += _plan_errors(config, policies, domains)
   errors += _ordering_errors(policies, domains, scores)
   errors += _mesh_errors(config, model)
   if errors:
@@ -230,8 +242,14 @@ def _slot_errors(config: RunConfig, policies: Policies) -> list[str]:
     )
   if not in_round and fields.draw != "shuffle":
     errors.append(f"plan.draw={fields.draw!r} needs a round-scope selection")
-  if not in_round and fields.sweep_rows:
-    errors.append(f"plan.sweep_rows={fields.sweep_rows} needs a round-scope selection")
+  sweeps = any(policy.scope == "round" for policy in slots(policies).values())
+  if not sweeps and fields.sweep_rows:
+    errors.append(f"plan.sweep_rows={fields.sweep_rows} needs a round-scope policy")
+  if not sweeps and policies.ordering is None and fields.sweep_batch_size:
+    errors.append(
+      f"plan.sweep_batch_size={fields.sweep_batch_size} needs a round-scope policy or an "
+      "ordering"
+    )
   if in_step and fields.num_candidates <= config.batch_size:
     errors.append(
       f"a step-scope selection needs plan.num_candidates above batch_size={config.batch_size}, "
@@ -239,6 +257,10 @@ def _slot_errors(config: RunConfig, policies: Policies) -> list[str]:
     )
   if not in_step and fields.num_candidates:
     errors.append(f"plan.num_candidates={fields.num_candidates} needs a step-scope selection")
+  if not in_step and fields.candidate_draw != "top_k":
+    errors.append(f"plan.candidate_draw={fields.candidate_draw!r} needs a step-scope selection")
+  if fields.on_exhausted == "stop" and not fields.max_epochs:
+    errors.append("plan.on_exhausted='stop' needs plan.max_epochs")
   if policies.mixture is None and fields.proportions:
     errors.append("plan.proportions needs a mixture, such as mixture.static()")
   return errors

@@ -115,6 +115,13 @@ REFUSED = {
     None, {"draw": "top_k", "sweep_rows": 5},
     ["plan.draw='top_k' needs a round-scope selection", "plan.sweep_rows=5 needs"],
   ),
+  "fields that nothing reads": (
+    STATIC,
+    {"sweep_batch_size": 16, "candidate_draw": "multinomial", "on_exhausted": "stop"},
+    ["plan.sweep_batch_size=16 needs a round-scope policy or an ordering",
+     "plan.candidate_draw='multinomial' needs a step-scope selection",
+     "plan.on_exhausted='stop' needs plan.max_epochs"],
+  ),
   "unknown draw": (LOSS, {"draw": "best"}, ["draw must be one of", "'best'"]),
   "fraction without top_k": (
     LOSS, {"draw": "multinomial", "top_k_fraction": 0.5}, ["top_k_fraction needs draw='top_k'"],
@@ -253,10 +260,15 @@ class TestResume:
     )
     schedule = optax.constant_schedule(1e-2)
     parts = (decoder(model_config), optax.adamw(schedule), schedule, STATIC)
-    with pytest.raises(ValueError, match="data of domain metal: ") as error:
-      loop.fit(loop.Run(*parts, domains | {"metal": other["metal"]}, tiny_config), str(run))
-    assert "fruit" not in str(error.value)
-    assert "seed" not in str(error.value)
+    metal = {
+      "train": domains["metal"]._replace(train=other["metal"].train),
+      "validation": domains["metal"]._replace(validation=other["metal"].validation),
+    }
+    for split, domain in metal.items():
+      with pytest.raises(ValueError, match=rf"data of domain metal \({split}\): ") as error:
+        loop.fit(loop.Run(*parts, domains | {"metal": domain}, tiny_config), str(run))
+      assert str(error.value).count("data of domain") == 1
+      assert "seed" not in str(error.value)
 
 
 class TestData:
