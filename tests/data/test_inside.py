@@ -208,12 +208,11 @@ def test_multinomial_never_draws_an_item_that_underflows(monkeypatch):
     def random(self, size):
       return np.full(size, np.nextafter(1.0, 0.0))
 
-  spec = make_spec((3,), 4, draw="multinomial", steps_per_round=10)
-  round_draw = inside.RoundDraw(
-    spec, 0, np.array([0, 3]), RoundRows(np.float32([0.0, 0.1, -3e38]))
-  )
+  spec = make_spec((11,), 4, draw="multinomial", steps_per_round=10)
+  logits_N = np.float32([0.0] * 10 + [-3e38])  # ten times 0.1 add up to less than 1
+  round_draw = inside.RoundDraw(spec, 0, np.array([0, 11]), RoundRows(logits_N))
   monkeypatch.setattr(inside, "generator", lambda *stream: Edges())
-  assert round_draw.draw(0, 0, 4).rows.tolist() == [1, 1, 1, 1]
+  assert round_draw.draw(0, 0, 4).rows.tolist() == [9, 9, 9, 9]
 
 
 # Whatever the draw.

@@ -119,15 +119,15 @@ def test_placing_by_callback_puts_every_row_on_its_device():
   class Elsewhere(jax.NamedSharding):
     is_fully_addressable = False
 
-  mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
   batch = next(iter(make()))
   placed = loader.place(batch, Elsewhere(mesh, jax.P("data")))
   for leaf, host in zip(jax.tree.leaves(placed), jax.tree.leaves(batch), strict=True):
     assert leaf.shape == host.shape
-    assert len(leaf.addressable_shards) == 8
-    for row, shard in enumerate(leaf.addressable_shards):
-      assert shard.device == jax.devices()[row]
-      np.testing.assert_array_equal(shard.data, host[row : row + 1], strict=True)
+    assert len(leaf.addressable_shards) == 4
+    for i, shard in enumerate(leaf.addressable_shards):
+      assert shard.device == jax.devices()[i]
+      np.testing.assert_array_equal(shard.data, host[2 * i : 2 * i + 2], strict=True)
 
 
 def test_tables_of_other_sizes_than_the_plan_are_an_error():
