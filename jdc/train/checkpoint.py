@@ -195,12 +195,13 @@ class Checkpoints:
       loaded = self._checkpointer.load_checkpointables(step, wanted)
     except Exception as error:
       raise Damaged(f"{type(error).__name__}: {str(error)[:200]}") from error
+    state = jax.tree.map(_placed, loaded["state"], abstract_state)
     arrays = {name: np.asarray(x) for name, x in (loaded.get("arrays") or {}).items()}
     found = {name: zlib.crc32(x.tobytes()) for name, x in arrays.items()}
-    state_sums = [int(x) for x in checksums(loaded["state"])]
+    state_sums = [int(x) for x in checksums(state)]
     if state_sums != payload["checksums"] or found != payload["arrays"]:
       raise Damaged("its arrays fail their checksums")
-    return Saved(step, loaded["state"], payload["host"], arrays)
+    return Saved(step, state, payload["host"], arrays)
 
   def _put_back_replaced(self) -> None:
     # A kill while a step was saved once more leaves what was there under its other name.
@@ -239,6 +240,11 @@ class Checkpoints:
       f"the checkpoint in {self._folder} could not be saved ({kept}): "
       f"{type(error).__name__}: {error}"
     )
+
+
+def _placed(x: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+  # On one device keys come back with the partition of their data, which has one axis more.
+  return x if x.sharding == wanted.sharding else jax.device_put(x, wanted.sharding)
 
 
 def _has_metadata(checkpoint: epath.Path) -> bool:

@@ -339,3 +339,21 @@ class TestSavingAStepOnceMore:
       (tmp_path / "second/1").rename(tmp_path / "first/1")
     assert_saved(assert_same, restore(tmp_path / "first"), 1)
     assert not (tmp_path / "first/replaced-1").exists()
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+def test_every_array_lies_where_it_is_asked_for(tmp_path, num_devices):
+  devices = jax.devices()[:num_devices]
+  kind = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((num_devices,), ("x",), axis_types=kind, devices=devices)
+  rows, everywhere = (jax.NamedSharding(mesh, spec) for spec in (jax.P("x"), jax.P()))
+  state = jax.device_put({"key": jax.random.key(1), "step": jnp.int32(2)}, everywhere)
+  state |= {"matrix": jax.device_put(jnp.ones((8, 2)), rows)}
+  checkpoints = Checkpoints(str(tmp_path), keep=2)
+  checkpoints.save(1, state, HOST, {})
+  checkpoints.wait()
+  saved = checkpoints.restore(abstract(state))
+  checkpoints.close()
+  assert {name: x.sharding for name, x in saved.state.items()} == {
+    name: x.sharding for name, x in state.items()
+  }
