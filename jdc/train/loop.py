@@ -129,7 +129,8 @@ def steps(
     mixture = setup.initial_mixture(spec, decisions)
     iterator = iter(Loader(pool, plan_spec, mixture, batches, arrange))
     round_rows = _continue(iterator, saved)
-    pushes = policies.mixture is not None and policies.mixture.scope == "step"
+    decides_in_step = policies.mixture is not None and policies.mixture.scope == "step"
+    pushes = decides_in_step and decisions["mixture"].logits is not None
     record = Record(Path(workdir), spec, config, step, described["config"], host.get("record"))
     stack.enter_context(process.closing(record))
     trace = process.Trace(workdir, profile, step)

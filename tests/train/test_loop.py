@@ -4,6 +4,7 @@ import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -69,6 +70,18 @@ def test_logged_shares_are_those_of_the_example_log(fit, tmp_path, domains):
   for name, count in zip(domains, rows, strict=True):
     assert last[f"data/domain/{name}/share_seen"] == pytest.approx(count / rows.sum())
   np.testing.assert_allclose(result.plan.asked_K / rows.sum(), [0.2, 0.3, 0.5])
+
+
+def test_a_mixture_that_decides_no_logits_leaves_the_base_proportions(fit, tmp_path):
+  decision = policies.Decision(metrics={"seen": jnp.int32(0)})
+  watch = policies.DataPolicy(
+    lambda spec, key: (decision, ()),
+    lambda stats, state: (decision, state),
+    frozenset(),
+    "step",
+  )
+  result = fit(tmp_path, policies.combine(mixture=watch), proportions=(0.2, 0.3, 0.5))
+  np.testing.assert_allclose(result.plan.asked_K / (12 * 8), [0.2, 0.3, 0.5])
 
 
 def test_an_ordering_by_given_scores(fit, domains, model_config, tiny_config, tmp_path):
