@@ -108,8 +108,13 @@ def _folder_domain(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _tfds_domain(folder: Path) -> dict[str, Any]:
-  info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
-  names = [split["name"] for split in info["splits"]]
+  path = folder / "dataset_info.json"
+  try:
+    names = [split["name"] for split in json.loads(path.read_text("utf-8"))["splits"]]
+  except (ValueError, LookupError, TypeError) as error:
+    return {"problems": [f"{path}: not the description of a TFDS data set: {error!r}"]}
+  if not _SPLITS.keys() & set(names):
+    return {"problems": [f"{folder}: no split of {names} is one of {list(_SPLITS)}"]}
   return {_SPLITS[n]: [Path(f"{formats.TFDS}{folder}:{n}")] for n in names if n in _SPLITS}
 
 

@@ -410,3 +410,12 @@ def test_reads_the_sample_corpus():
 def test_documents_pickle():
   document = Document("a", "b:1")
   assert pickle.loads(pickle.dumps(document)) == document
+
+
+@pytest.mark.parametrize("info", ['{"splits": [{"name": "test"}]}', "{", '{"splits": 3}'])
+def test_a_tfds_folder_of_which_nothing_can_be_used_is_an_error(tmp_path, info):
+  (tmp_path / "web.txt").write_text("text")
+  (tmp_path / "prepared").mkdir()
+  (tmp_path / "prepared/dataset_info.json").write_text(info)
+  with pytest.raises(ValueError, match="prepared"):
+    find_domains(tmp_path)
