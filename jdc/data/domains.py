@@ -1,6 +1,7 @@
 """Folders of domains: which files are whose, and which are set apart for validation."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ from jdc.data import formats
 
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation"}
 _OTHER_SPLITS = ("dev", "eval", "test", "valid")
-_IGNORED = (".", "README", "LICENSE")
+_NOT_DATA = re.compile(r"(readme|licen[cs]e|notice)(\.(md|rst|txt))?", re.IGNORECASE)
 
 
 class DomainFiles(NamedTuple):
@@ -24,7 +25,9 @@ def find_domains(folder: str | Path) -> dict[str, DomainFiles]:
   An entry is a file `web.jsonl.gz`; or `web.train.jsonl.gz` beside `web.val.jsonl.gz` (or
   `.validation.`); or a sub-folder `web/` of files, of which `val.jsonl` or `NAME.val.jsonl`
   are for validation; or a sub-folder with the folders `train/` and `val/`, whatever depth the
-  files below have; or a prepared TFDS folder. Hidden files, README* and LICENSE* are ignored.
+  files below have; or a prepared TFDS folder. Hidden entries are ignored, and files named
+  exactly README, LICENSE, LICENCE or NOTICE in any case, without a suffix or with .md, .rst
+  or .txt.
 
   Raises:
     ValueError: lists everything that is wrong: a missing or empty folder, two entries for the
@@ -119,8 +122,9 @@ def _tfds_domain(folder: Path) -> dict[str, Any]:
 
 
 def _visible(path: Path, folder: Path) -> bool:
-  parts = path.relative_to(folder).parts
-  return not any(part.startswith(_IGNORED) for part in parts)
+  if any(part.startswith(".") for part in path.relative_to(folder).parts):
+    return False
+  return path.is_dir() or _NOT_DATA.fullmatch(path.name) is None
 
 
 def _is_empty(path: Path) -> bool:

@@ -362,6 +362,25 @@ def test_finds_every_layout_of_a_domain(tmp_path):
   }
 
 
+def test_only_the_usual_files_about_the_data_are_ignored(tmp_path):
+  about = ["README", "readme.txt", "LICENSE.txt", "Licence.rst", "license", "NOTICE.md"]
+  data = ["LICENSES.jsonl", "README_data.jsonl", "readme_corpus.txt", "licence.jsonl"]
+  write(tmp_path, *about, *data, "notice/a.txt", "web/train/readme/a.txt")
+  write(tmp_path / "web", *about)
+  write(tmp_path / "web/train", *about)
+  assert find_domains(tmp_path) == {
+    "LICENSES": ((tmp_path / "LICENSES.jsonl",), ()),
+    "README_data": ((tmp_path / "README_data.jsonl",), ()),
+    "licence": ((tmp_path / "licence.jsonl",), ()),
+    "notice": ((tmp_path / "notice/a.txt",), ()),
+    "readme_corpus": ((tmp_path / "readme_corpus.txt",), ()),
+    "web": ((tmp_path / "web/train/readme/a.txt",), ()),
+  }
+  write(tmp_path, "README_first.md", "LICENSE-MIT")
+  with pytest.raises(ValueError, match=r"LICENSE-MIT: unknown(.|\n)*README_first.md: unknown"):
+    find_domains(tmp_path)
+
+
 def test_all_errors_of_a_folder_come_together(tmp_path):
   write(tmp_path, "web.jsonl", "web.txt", "web/a.txt", "notes.csv", "lone.val.jsonl")
   write(tmp_path, "val.jsonl", "x.test.jsonl", "mixed/train/a.txt", "mixed/b.txt", "odd/a.csv")
