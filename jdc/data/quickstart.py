@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import importlib
 import json
+import platform
 import re
 import shutil
 import sysconfig
@@ -96,6 +97,16 @@ def write_corpus(folder: str | Path) -> None:
         raise
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def installation() -> str:
+  """Returns 16 hex digits that name what the corpus is made of.
+
+  They are a hash of the Python version and of the names and versions of the installed
+  distributions, jdc aside, so that a folder of that name holds one installation's corpus.
+  """
+  versions = [(n, d.metadata["Version"] or "") for n, d in _distributions().items()]
+  return _digest(json.dumps([platform.python_version(), sorted(versions)])).hex()
 
 
 def _read_domains() -> dict[str, list[_Text]]:

@@ -1,13 +1,17 @@
 """Tests of the quickstart corpus: domains that differ, disjoint splits, determinism."""
 
 import ast
+import email.message
 import gzip
 import itertools
 import json
 import math
 import os
+import re
+import subprocess
 import sys
 import tokenize
+import types
 from collections import Counter
 
 import pytest
@@ -115,6 +119,47 @@ def test_is_deterministic(tmp_path, few_modules):
   write_corpus(tmp_path / "deep" / "two")
   assert files_in(tmp_path / "one") == files_in(tmp_path / "deep" / "two")
   assert sorted(os.listdir(tmp_path)) == ["deep", "one"]
+
+
+def test_installation_is_named_by_python_and_the_distributions(monkeypatch):
+  def named(*pairs, python="3.11.4"):
+    found = []
+    for name, version in pairs:
+      message = email.message.Message()
+      message["Name"], message["Version"] = name, version
+      found.append(types.SimpleNamespace(metadata=message))
+    monkeypatch.setattr(quickstart.metadata, "distributions", lambda: found)
+    monkeypatch.setattr(quickstart.platform, "python_version", lambda: python)
+    return quickstart.installation()
+
+  name = named(("numpy", "2.0"), ("jax", "0.10"))
+  assert re.fullmatch("[0-9a-f]{16}", name)
+  # The order of discovery, the spelling of a name and jdc itself do not count.
+  assert named(("jax", "0.10"), ("NumPy", "2.0")) == name
+  assert named(("numpy", "2.0"), ("jax", "0.10"), ("jdc", "0.1")) == name
+  others = [
+    named(("numpy", "2.1"), ("jax", "0.10")),
+    named(("numpy", "0.10"), ("jax", "2.0")),
+    named(("numpy", "2.0")),
+    named(("numpy", "2.0"), ("jax", "0.10"), ("flax", "0.10")),
+    named(("numpy", "2.0"), ("jax", "0.10"), python="3.12.1"),
+    named(),
+  ]
+  assert len({name, *others}) == 7
+
+
+def test_installation_is_stable():
+  command = "from jdc.data import quickstart; print(quickstart.installation())"
+  paths = [path for path in sys.path if path]
+  environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(paths)}
+  other = subprocess.run(
+    [sys.executable, "-c", command],
+    env=environment,
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  assert quickstart.installation() == quickstart.installation() == other.stdout.strip()
 
 
 def test_is_written_once(corpus, monkeypatch):
