@@ -45,6 +45,9 @@ def odm(
   where L_k / pi_k is the mean of l_i / pi_i over target tokens. A row whose loss or probability
   is not finite, or which would make R_k not finite, is left out and counted.
 
+  After the warm-up every domain is explored with at least eps_t, as in the paper, also one
+  whose base proportion is 0; to exclude a domain, leave it out of the data.
+
   Args:
     variant: "paper" updates the one domain that a step is drawn from, "batched" all domains of
       a mixed batch. With `smoothed_mean`, "batched" replaces softmax(eps_t R) by R / sum R.
