@@ -90,8 +90,8 @@ def loss_reweighting(
     ),
   )
   importance = _importance(strategy, delta)
-  starts = np.asarray([start for start, _ in stages], np.int32)
-  values = np.asarray([value for _, value in stages], np.float32)
+  starts, values = zip(*stages or [], strict=True)
+  starts_S, values_S = np.asarray(starts, np.int32), np.asarray(values, np.float32)
 
   def init(spec: RunSpec, key: jax.Array) -> tuple[Decision, LossReweightingState]:
     del key  # deterministic
@@ -110,8 +110,8 @@ def loss_reweighting(
   def update(
     stats: ExampleStats, state: LossReweightingState
   ) -> tuple[Decision, LossReweightingState]:
-    stage = jnp.sum(state.num_updates >= starts) - 1
-    r = jnp.where(state.num_updates < burn_in_steps, jnp.inf, jnp.asarray(values)[stage])
+    stage = jnp.sum(state.num_updates >= starts_S) - 1
+    r = jnp.where(state.num_updates < burn_in_steps, jnp.inf, jnp.asarray(values_S)[stage])
     loss_B = stats.loss.astype(jnp.float32)
     valid_B = stats.num_tokens > 0
     usable_B = valid_B & jnp.isfinite(loss_B)
@@ -159,19 +159,34 @@ def _metrics(weights_B: jax.Array, num_nonfinite: jax.Array, r: jax.Array) -> di
   }
 
 
-def _stages(temperature: float | Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+def _stages(temperature: float | Sequence[tuple[int, float]]) -> list[tuple[int, float]] | None:
+  """Returns the stages, `None` where `temperature` is neither a number nor pairs."""
   if isinstance(temperature, int | float):
     return [(0, temperature)]
-  return [tuple(stage) for stage in temperature]  # type: ignore[misc]
+  if not isinstance(temperature, Sequence):
+    return None
+  if not all(isinstance(stage, Sequence) and len(stage) == 2 for stage in temperature):
+    return None
+  return [(start, r) for start, r in temperature]
 
 
 def _temperature_claims(
-  stages: list[tuple[int, float]], temperature: object
+  stages: list[tuple[int, float]] | None, temperature: object
 ) -> list[tuple[bool, str]]:
-  starts = [stage[0] for stage in stages]
-  ordered = starts[:1] == [0] and all(a < b for a, b in itertools.pairwise(starts))
+  if stages is None:
+    return [(False, f"temperature must be a number or pairs (update, r), got {temperature!r}")]
+  starts = [start for start, _ in stages]
+  ordered = (
+    starts[:1] == [0]
+    and all(checks.is_count(start) for start in starts)
+    and all(a < b for a, b in itertools.pairwise(starts))
+  )
   bad = [r for _, r in stages if not (checks.is_number(r) and r > 0)]
   return [
     (not bad, f"temperature must be in (0, inf], got {bad}"),
-    (ordered, f"stages of temperature must start at 0 and increase, got {temperature}"),
+    (
+      ordered,
+      "stages of temperature must start at 0 and increase in whole numbers, got "
+      f"{temperature!r}",
+    ),
   ]

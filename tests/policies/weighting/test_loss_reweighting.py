@@ -126,6 +126,13 @@ def test_defaults_are_those_of_the_paper():
     {"temperature": ((1, 2.0),)},
     {"temperature": ((0, 2.0), (5, -1.0))},
     {"temperature": ()},
+    {"temperature": [(0,)]},
+    {"temperature": [(0, 2.0), (5, 1.0, 0.5)]},
+    {"temperature": [0, 2.0]},
+    {"temperature": "12"},
+    {"temperature": None},
+    {"temperature": [(0, 2.0), (2.5, 1.0)]},
+    {"temperature": [(0, 2.0), ("5", 1.0)]},
     {"burn_in_steps": -1},
     {"burn_in_steps": 2.5},
     {"delta": 0.0},
@@ -140,6 +147,8 @@ def test_rejects(argument):
 def test_rejects_all_at_once():
   with pytest.raises(ValueError, match=r"strategy.*temperature.*delta"):
     loss_reweighting("high", temperature=-1.0, delta=-1.0)
+  with pytest.raises(ValueError, match=r"strategy.*temperature.*delta"):
+    loss_reweighting("high", temperature=[(0,)], delta=-1.0)
   with pytest.raises(ValueError, match="batch_size"):
     loss_reweighting(burn_in_steps=0).init(SPEC._replace(batch_size=0), KEY)
   with pytest.raises(TypeError, match="strength"):
