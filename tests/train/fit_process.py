@@ -20,7 +20,7 @@ from jdc.train.config import CheckpointConfig, MeshConfig
 
 CASES = {
   # Parameters are spread over all devices, so that no process holds them.
-  "static": (policies.combine(), {}, MeshConfig(data=1, fsdp=8)),
+  "static": (policies.combine(), {}, MeshConfig(data=1, fsdp=-1)),
   "everything": (
     policies.combine(
       mixture=mixture.odm(warmup_steps=1),
@@ -29,7 +29,7 @@ CASES = {
       ordering=ordering.sorting(),
     ),
     {"draw": "gumbel_top_k"},
-    MeshConfig(data=2, fsdp=4),
+    MeshConfig(data=2, fsdp=-1),
   ),
 }
 
@@ -51,7 +51,9 @@ def main(
   schedule = optax.constant_schedule(1e-2)
   parts = (decoder(model_config), optax.adamw(schedule), schedule, chosen, domains, config)
   result = loop.fit(loop.Run(*parts), workdir)
-  print(json.dumps({"stopped": result.stopped, "step": int(result.plan.step)}), flush=True)
+  devices = jax.device_count()
+  step = int(result.plan.step)
+  print(json.dumps({"stopped": result.stopped, "step": step, "devices": devices}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Two processes with four devices each train as one process with eight."""
+"""Two processes with four devices each, and one with four, train as one with eight."""
 
 import json
 import os
@@ -29,13 +29,13 @@ class Launcher:
   def __init__(self, run, compilation_cache):
     self._run, self._cache = run, compilation_cache
 
-  def start(self, count, workdir, case, num_steps):
+  def start(self, count, workdir, case, num_steps, devices=8):
     workdir.mkdir(exist_ok=True)
     with socket.socket() as listener:
       listener.bind(("127.0.0.1", 0))
       port = listener.getsockname()[1]
     environment = os.environ | {
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}",
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count}",
       "JAX_PLATFORMS": "cpu",
       "JAX_COMPILATION_CACHE_DIR": str(self._cache),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
@@ -81,7 +81,7 @@ def whole_runs(launcher, tmp_path_factory):
   folders = {count: tmp_path_factory.mktemp(f"processes{count}") for count in (1, 2)}
   for count, folder in folders.items():
     results = launcher.finish(launcher.start(count, folder, "everything", LAST), folder)
-    assert results == [{"stopped": "finished", "step": LAST}] * count
+    assert results == [{"stopped": "finished", "step": LAST, "devices": 8}] * count
   return folders
 
 
@@ -116,6 +116,19 @@ def test_a_run_saved_by_one_resumes_under_the_other(
   kept = [line for line in before.splitlines() if json.loads(line)["step"] <= SAVED]
   assert len(kept) > 2
   assert after.splitlines()[: len(kept)] == kept  # of the saved run, not run again
+
+
+def test_a_run_saved_on_eight_devices_resumes_on_four(launcher, whole_runs, tmp_path):
+  folder = tmp_path / "run"
+  shutil.copytree(whole_runs[1], folder)
+  # As if the run had been killed just before its last checkpoint.
+  shutil.rmtree(folder / "checkpoints" / str(LAST))
+  with (folder / "example_ids.i32").open("r+b") as log:
+    log.seek(SAVED * 8 * 4)
+    log.write(b"\xff" * (LAST - SAVED) * 8 * 4)  # the rows to come are to be drawn anew
+  results = launcher.finish(launcher.start(1, folder, "everything", LAST, devices=4), folder)
+  assert results == [{"stopped": "finished", "step": LAST, "devices": 4}]
+  assert_same_run(folder, whole_runs[1])
 
 
 def test_sigterm_stops_all_processes_at_one_step(launcher, tmp_path):
