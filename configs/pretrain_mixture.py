@@ -1,7 +1,7 @@
 """Pretrains a small decoder on a folder of text domains under any policies.
 
   python launch/train.py --config=configs/pretrain_mixture.py:mixture=odm \
-    --config.data.path=DIR --workdir=runs/mixture
+    --config.data=DIR --workdir=runs/mixture
 
 DIR holds one entry a domain, such as `web.jsonl.gz` or a folder `web/`. The argument names the
 policies by slot, `mixture=odm,selection=loss,weighting=loss_reweighting`; their parameters are
@@ -14,7 +14,6 @@ from jdc import policies
 from jdc.models.configs import DecoderConfig
 from jdc.train.config import (
   CheckpointConfig,
-  DataConfig,
   EvaluationConfig,
   OptimizerConfig,
   PlanConfig,
@@ -42,7 +41,6 @@ def get_config(arg: str = "") -> ConfigDict:
     num_steps=20 if tiny else 1000,
     batch_size=8 if tiny else 32,
     sequence_length=64 if tiny else 256,
-    data=DataConfig(),
     model=DecoderConfig(
       vocab_size=258,
       width=32 if tiny else 256,

@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
       num_steps=20 if tiny else 400,
       batch_size=8 if tiny else 16,
       sequence_length=64 if tiny else 128,
-      data=c.DataConfig(path="python"),
+      data="python",
       model=DecoderConfig(
         vocab_size=258,
         width=32 if tiny else 128,

@@ -1,6 +1,6 @@
 """Mixture, selection and weighting at once: ODM, the loss selector, loss reweighting.
 
-  python launch/train.py --config=configs/three_in_one.py --config.data.path=DIR \
+  python launch/train.py --config=configs/three_in_one.py --config.data=DIR \
     --workdir=runs/three_in_one
 
 ODM decides in every step how much of each domain the next batch holds. Once a round, a sweep
@@ -23,7 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
       num_steps=20 if tiny else 400,
       batch_size=8 if tiny else 16,
       sequence_length=64 if tiny else 128,
-      data=c.DataConfig(path="python"),
+      data="python",
       model=DecoderConfig(
         vocab_size=258,
         width=32 if tiny else 128,

@@ -265,9 +265,8 @@ def _run_config() -> c.TrainConfig:
 
 
 def _domains() -> dict[str, Domain]:
-  data = c.DataConfig(path=DATA.value)
   with tempfile.TemporaryDirectory() as folder:
-    return corpus.prepare(data, LENGTH.value, 0, folder)
+    return corpus.prepare(DATA.value, c.CorpusConfig(), LENGTH.value, 0, folder)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from jdc.models.base import LanguageModel
 from jdc.models.decoder import decoder
 from jdc.report import summary
 from jdc.train import config as config_lib
-from jdc.train import corpus, loop
+from jdc.train import corpus, loop, setup
 from jdc.train.optimizer import make_optimizer
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The run's config file.")
@@ -51,17 +51,21 @@ def train(config: config_lib.TrainConfig, workdir: str) -> loop.Result:
     lambda: config_lib.build_policies(config),
     lambda: _model(config),
     lambda: make_optimizer(config.optimizer, config.num_steps),
-    lambda: corpus.check(config.data),
+    lambda: corpus.check(config.data, config.corpus),
     lambda: _check_local(workdir),
   )
 
+  setup.check_plan(config, policies)
+
   # Text to packed rows, from the cache where they are there already.
-  cache_dir = corpus.cache_dir(config.data)
+  cache_dir = corpus.cache_dir(config.corpus)
   cache = str(cache_dir / "xla") if CACHE.value is None else CACHE.value
   if cache:
     jax.config.update("jax_compilation_cache_dir", cache)
   Path(workdir).mkdir(parents=True, exist_ok=True)
-  domains = corpus.prepare(config.data, config.sequence_length, config.seed, workdir)
+  domains = corpus.prepare(
+    config.data, config.corpus, config.sequence_length, config.seed, workdir
+  )
 
   run = loop.Run(model, optimizer, learning_rate, policies, domains, config)
   result = loop.fit(run, workdir, profile=PROFILE.value)

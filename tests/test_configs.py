@@ -47,7 +47,7 @@ def test_config_trains_in_its_tiny_form(name, tmp_path):
   if name != "quickstart":
     folder = tmp_path / "domains"
     folder.mkdir()
-    arguments = [*arguments, f"--config.data.path={write_domains(folder)}"]
+    arguments = [*arguments, f"--config.data={write_domains(folder)}"]
   workdir = tmp_path / "run"
   command = [sys.executable, "launch/train.py", f"--config=configs/{config}", *arguments]
   done = subprocess.run(

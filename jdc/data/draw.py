@@ -50,7 +50,11 @@ class Plan:
     self._round: inside.RoundDraw | None = None
 
   def start_round(self, state: PlanState, rows: RoundRows) -> PlanState:
-    """Puts a round decision in force and returns the state at the start of its round."""
+    """Puts a round decision in force and returns the state at the start of its round.
+
+    Raises:
+      ValueError: naming all domains that the mixture asks for and the decision leaves empty.
+    """
     if self.spec.draw == "shuffle":
       raise ValueError("draw='shuffle' takes no round decision; choose another draw")
     started = state._replace(
@@ -58,6 +62,14 @@ class Plan:
       round_drawn_G=np.zeros_like(state.round_drawn_G),
     )
     self.resume_round(started, rows)
+    assert self._round is not None
+    if self.spec.mixed:
+      empty_K = (self._mixture(started) > 0) & (self._round.sizes_G == 0)
+      if empty_K.any():
+        names = [self.spec.domain_names[k] for k in np.flatnonzero(empty_K)]
+        raise ValueError(
+          f"round {int(state.round)}: the selection left no row to draw of {', '.join(names)}"
+        )
     return started
 
   def resume_round(self, state: PlanState, rows: RoundRows) -> None:
@@ -76,16 +88,18 @@ class Plan:
     if spec.draw != "shuffle" and self._round is None:
       raise ValueError(f"draw={spec.draw!r} needs start_round before the first draw")
     if spec.mixed:
-      counts_G, p_G = self._domain_counts(state, self._mixture(state))
+      asked_K = self._mixture(state)
+      counts_G, p_G = self._domain_counts(state, asked_K)
       p_K = p_G
     else:
-      counts_G, p_G, p_K = np.array([spec.batch_size]), np.ones(1), self._pool_probabilities()
+      counts_G, p_G = np.array([spec.batch_size]), np.ones(1)
+      asked_K = p_K = self._pool_probabilities()
     parts, state = self._draw_groups(state, counts_G, p_G)
     ids_B = np.concatenate([self._starts_G[g] + drawn.rows for g, drawn in parts])
     probability_B = np.concatenate([p_G[g] * drawn.probabilities for g, drawn in parts])
     weight_B = np.concatenate([drawn.weights for _, drawn in parts])
     rows = self._rows(int(state.step), ids_B, probability_B, weight_B, p_K)
-    return rows, self._advance(state, rows, p_K, p_G)
+    return rows, self._advance(state, rows, asked_K, p_G)
 
   def _mixture(self, state: PlanState) -> np.ndarray:
     """The probabilities f64[K] that the oldest decision in flight asks for."""
@@ -205,7 +219,7 @@ class Plan:
     return sizes_K / sizes_K.sum()
 
   def _advance(
-    self, state: PlanState, rows: Rows, p_K: np.ndarray, p_G: np.ndarray
+    self, state: PlanState, rows: Rows, asked_K: np.ndarray, p_G: np.ndarray
   ) -> PlanState:
     spec = self.spec
     round_step = state.round_step + 1
@@ -218,7 +232,7 @@ class Plan:
       round_step=np.zeros_like(round_step) if ended else round_step,
       round_drawn_G=np.zeros_like(state.drawn_G) if ended else state.round_drawn_G,
       seen_K=state.seen_K + seen_K,
-      asked_K=state.asked_K + spec.batch_size * p_K,
+      asked_K=state.asked_K + spec.batch_size * asked_K,
     )
 
   def _domain_counts(self, state: PlanState, p_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

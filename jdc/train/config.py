@@ -70,10 +70,9 @@ class LoggingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class CorpusConfig:
   """What the model reads."""
 
-  path: str = ""  # a folder of domains; "python": text of this Python installation
   tokenizer: str = "bytes"  # or the path of a Hugging Face tokenizer.json
   bos_token: str = ""  # of that tokenizer; empty: none
   eos_token: str = ""
@@ -150,7 +149,8 @@ class RunConfig:
 class TrainConfig(RunConfig):
   """A whole run: what `launch/train.py` reads from a config file."""
 
-  data: DataConfig = dataclasses.field(default_factory=DataConfig)
+  data: str = ""  # a folder of domains; "python": text of this Python installation
+  corpus: CorpusConfig = dataclasses.field(default_factory=CorpusConfig)
   model: DecoderConfig | None = None
   optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
   mixture: Mapping[str, Any] | None = None  # of `policy(...)`, as the next three
@@ -175,7 +175,7 @@ _CHOICES = {
 }
 
 # A run may be resumed with other values of these.
-RESUMABLE = ("num_steps", "mesh", "evaluation", "checkpoint", "logging", "data.cache_dir")
+RESUMABLE = ("num_steps", "mesh", "evaluation", "checkpoint", "logging", "corpus.cache_dir")
 SLOTS = ("mixture", "selection", "ordering", "weighting")
 
 

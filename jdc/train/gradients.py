@@ -101,8 +101,10 @@ def make_gradients(
       (loss, token_loss), new = jax.value_and_grad(loss_fn, has_aux=True)(params)
       return jax.tree.map(jnp.add, grads, new), (loss, token_loss)
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    # In float32, whatever the parameters: small gradients would vanish in a bfloat16 sum.
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params)
     grads, (losses, token_loss) = jax.lax.scan(accumulate, zeros, micro)
+    grads = jax.tree.map(lambda g, x: g.astype(x.dtype), grads, params)
     token_loss = join(token_loss)
     decisions, states = update(
       batch, inputs, token_loss, scalars, states, trained, observe=True

@@ -102,19 +102,18 @@ def steps(
   decisions, policy_states = state_lib.init_policies(policies, spec, config.seed)
   setup.check_decisions(decisions, spec, policies)
   options = setup.step_options(config, decisions, policies)
-  described = {
-    "config": dict(run.config_json or config_lib.to_json(config)),
-    "data": setup.fingerprints(run.domains),
-  }
 
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     # Where the run stands: at the newest intact checkpoint, or at its start.
     folder = config.checkpoint.folder or f"{workdir}/checkpoints"
     checkpoints = checkpoint.Checkpoints(folder, config.checkpoint.keep)
     stack.enter_context(process.closing(checkpoints))
-    setup.check_resume(checkpoints, described)
     parts = (run.model, run.optimizer, policy_states, mesh)
-    saved = checkpoints.restore(state_lib.abstract(*parts))
+    shapes = state_lib.abstract(*parts)
+    config_json = run.config_json or config_lib.to_json(config)
+    described = setup.describe_run(config_json, policies, run.domains, run.scores, shapes)
+    setup.check_resume(checkpoints, described)
+    saved = checkpoints.restore(shapes)
     state = saved.state if saved else state_lib.init(*parts, config.seed)
     host = saved.host if saved else {}
     step = saved_step = saved.step if saved else 0

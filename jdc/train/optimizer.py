@@ -1,5 +1,6 @@
 """AdamW with a warm-up, a decay and clipping."""
 
+import math
 from typing import Any
 
 import jax
@@ -23,15 +24,15 @@ def make_optimizer(
   errors = [
     f"optimizer.{name} must be {accepted}, got {getattr(config, name)!r}"
     for name, accepted, right in (
-      ("learning_rate", "positive", config.learning_rate > 0),
+      ("learning_rate", "positive and finite", 0 < config.learning_rate < math.inf),
       ("schedule", f"one of {_SCHEDULES}", config.schedule in _SCHEDULES),
       ("warmup_steps", f"in [0, num_steps={num_steps})", 0 <= config.warmup_steps < num_steps),
       ("final_fraction", "in [0, 1]", 0 <= config.final_fraction <= 1),
       ("b1", "in [0, 1)", 0 <= config.b1 < 1),
       ("b2", "in [0, 1)", 0 <= config.b2 < 1),
-      ("epsilon", "positive", config.epsilon > 0),
-      ("weight_decay", "0 or more", config.weight_decay >= 0),
-      ("clip_norm", "0 or more", config.clip_norm >= 0),
+      ("epsilon", "positive and finite", 0 < config.epsilon < math.inf),
+      ("weight_decay", "0 or more and finite", 0 <= config.weight_decay < math.inf),
+      ("clip_norm", "0 or more and finite", 0 <= config.clip_norm < math.inf),
     )
     if not right
   ]

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import jax
 import numpy as np
 
 from jdc.data import plan
@@ -14,6 +15,7 @@ from jdc.policies.combine import Policies
 from jdc.train import observe, rounds, sharding, step
 from jdc.train.checkpoint import Checkpoints
 from jdc.train.config import RunConfig, differences
+from jdc.train.describe import describe
 from jdc.train.state import slots
 
 
@@ -35,7 +37,7 @@ def run_spec(config: RunConfig, domains: Mapping[str, Domain], policies: Policie
     batch_size=config.batch_size,
     num_candidates=plan_config.num_candidates,
     sequence_length=config.sequence_length,
-    sweep_size=min(plan_config.sweep_rows or sum(sizes), sum(sizes)),
+    sweep_size=plan_config.sweep_rows or sum(sizes),
     num_steps=config.num_steps,
     steps_per_round=plan_config.steps_per_round,
     draw=plan_config.draw,
@@ -102,6 +104,14 @@ def check_decisions(
       errors.append(f"the {slot} decides logits of shape {shape}; accepted: {accepted}")
     if slot == "weighting" and decision.weights is None and decision.token_weights is None:
       errors.append("the weighting decides no weights")
+    rows = _weighted_rows(slot, policy, shape, spec, policies)
+    for field, expected in (
+      ("weights", rows),
+      ("token_weights", (*rows, spec.sequence_length)),
+    ):
+      value = getattr(decision, field)
+      if value is not None and np.shape(value) != expected:
+        errors.append(f"the {slot} decides {field} of shape {np.shape(value)}, not {expected}")
   if errors:
     raise ValueError("; ".join(errors))
 
@@ -114,6 +124,20 @@ def _logit_shapes(slot: str, policy: DataPolicy, spec: RunSpec) -> list[tuple[in
   if policy.scope == "step":
     return [(spec.num_candidates,)]
   return [(spec.sweep_size,), (spec.num_examples,)]
+
+
+def _weighted_rows(
+  slot: str,
+  policy: DataPolicy,
+  logits: tuple[int, ...] | None,
+  spec: RunSpec,
+  policies: Policies,
+) -> tuple[int, ...]:
+  """The shape of weights: one per row that the policy observes, or decides about in a round."""
+  if policy.scope == "round":
+    return logits or (spec.sweep_size,)
+  selects = policies.selection is not None and policies.selection.scope == "step"
+  return (spec.num_candidates if selects and slot != "weighting" else spec.batch_size,)
 
 
 def initial_mixture(spec: RunSpec, decisions: Mapping[str, Decision]) -> np.ndarray:
@@ -134,12 +158,32 @@ def fingerprints(domains: Mapping[str, Domain]) -> dict[str, str]:
   }
 
 
+def describe_run(
+  config_json: Mapping[str, Any],
+  policies: Policies,
+  domains: Mapping[str, Domain],
+  scores: np.ndarray | None,
+  state: Any,
+) -> dict[str, Any]:
+  """Returns what a resumed run must have in common with the saved one, as JSON."""
+  shapes = {
+    f"state{jax.tree_util.keystr(path)}": f"{x.dtype}{list(x.shape)}"
+    for path, x in jax.tree_util.tree_leaves_with_path(state)
+  }
+  return {
+    "config": dict(config_json),
+    "data": fingerprints(domains),
+    "parts": describe({"policies": policies, "scores": scores}) | shapes,
+  }
+
+
 def check_resume(checkpoints: Checkpoints, described: Mapping[str, Any]) -> None:
-  """Raises a ValueError if the newest readable checkpoint has another config or other data."""
+  """Raises a ValueError if the newest readable checkpoint is of another run."""
   host = checkpoints.newest_host()
   if host is None:
     return
   changed = differences(host["config"], described["config"])
+  changed += differences(host["parts"], described["parts"])
   changed += [
     f"data of domain {name}: {host['data'].get(name)} -> {described['data'].get(name)}"
     for name in sorted(host["data"].keys() | described["data"].keys())
@@ -173,11 +217,18 @@ def check(
 def _plan_errors(
   config: RunConfig, policies: Policies, domains: Mapping[str, Domain]
 ) -> list[str]:
+  num_rows, sweep_rows = sum(len(d.train) for d in domains.values()), config.plan.sweep_rows
+  errors = []
+  if sweep_rows and not len(domains) <= sweep_rows <= num_rows:
+    errors.append(
+      f"plan.sweep_rows must be 0 (all rows) or from {len(domains)}, the number of domains, to "
+      f"{num_rows}, that of rows, got {sweep_rows}"
+    )
   try:
     plan_spec(config, run_spec(config, domains, policies), policies)
   except ValueError as error:
-    return [str(error)]
-  return []
+    errors.append(str(error))
+  return errors
 
 
 def _mesh_errors(config: RunConfig, model: LanguageModel) -> list[str]:
@@ -229,6 +280,12 @@ def _data_errors(
           f"the model's vocab_size is {model.vocab_size}",
         )
   return [f"{problem} (domains {', '.join(names)})" for problem, names in found.items()]
+
+
+def check_plan(config: RunConfig, policies: Policies) -> None:
+  """Raises a ValueError that lists what plan and policies have against each other."""
+  if errors := [*_slot_errors(config, policies), *_observation_errors(policies)]:
+    raise ValueError("; ".join(errors))
 
 
 def _slot_errors(config: RunConfig, policies: Policies) -> list[str]:

@@ -248,16 +248,18 @@ def test_domain_probability_of_a_pool_is_what_its_rows_add_up_to(draw_name):
 
 
 @pytest.mark.parametrize("draw_name", DRAWS)
-def test_a_domain_without_an_eligible_row_is_an_error_where_it_is_drawn(draw_name):
+def test_a_domain_without_an_eligible_row_is_an_error_once_it_is_asked_for(draw_name):
   logits_N = np.float32([0, 0, -np.inf, -np.inf])
   spec = make_spec((2, 2), 2, mixed=True, draw=draw_name)
-  planner, state = start_round(spec, logits_N, round_=3)
+  with pytest.raises(ValueError, match="round 3: the selection left no row to draw of domain1"):
+    start_round(spec, logits_N, round_=3)
+  planner, initial = Plan(spec), plan.initial_state(spec, np.float32([0, -np.inf]))
+  state = planner.start_round(initial, plan.RoundRows(logits_N))
+  assert set(planner.draw(state)[0].example_id) <= {0, 1}
   with pytest.raises(
-    ValueError, match="round 3: the selection left no row of domain 'domain1'"
+    ValueError, match="round 0: the selection left no row of domain 'domain1'"
   ):
-    planner.draw(state)
-  held = plan.hold(state, np.float32([0, -np.inf]))
-  assert set(planner.draw(held)[0].example_id) <= {0, 1}
+    planner.draw(plan.hold(state, np.zeros(2, np.float32)))
 
 
 def test_a_round_of_a_shuffle_is_an_error():

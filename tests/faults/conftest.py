@@ -51,7 +51,7 @@ def start(
   }
 
   def start(config: str, workdir: Path, **fields: object) -> subprocess.Popen:
-    values = SMALL | {"data.path": folder_of_domains}
+    values = SMALL | {"data": folder_of_domains}
     values |= {name.replace("__", "."): value for name, value in fields.items()}
     flags = [f"--config.{name}={value}" for name, value in values.items()]
     workdir.parent.mkdir(parents=True, exist_ok=True)

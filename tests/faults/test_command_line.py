@@ -16,11 +16,11 @@ MISTAKES = {
   ),
   "wrong parameters of several parts": (
     "tiny,mixture=static",
-    {"mixture__proportions": "(1,-1,1)", "optimizer__b1": 2.0, "data__on_bad_record": "skip"},
+    {"mixture__proportions": "(1,-1,1)", "optimizer__b1": 2.0, "corpus__on_bad_record": "skip"},
     [
       "ValueError: mixture: proportions must be finite and at least 0, got {1: -1}",
       "optimizer.b1 must be in [0, 1), got 2.0",
-      "data.on_bad_record must be error or quarantine, got 'skip'",
+      "corpus.on_bad_record must be error or quarantine, got 'skip'",
     ],
   ),
   "what does not fit together": (
@@ -34,10 +34,10 @@ MISTAKES = {
   ),
   "no such folder": (
     "tiny",
-    {"data__path": "nowhere"},
+    {"data": "nowhere"},
     ["ValueError: nowhere: no such folder of domains"],
   ),
-  "a bad record": ("tiny", {"data__path": "{bad}"}, [r"web.jsonl:2: "]),
+  "a bad record": ("tiny", {"data": "{bad}"}, [r"web.jsonl:2: "]),
 }
 
 

@@ -24,7 +24,7 @@ def full_config():
   return c.TrainConfig(
     num_steps=7,
     model=MODEL,
-    data=c.DataConfig(path="somewhere"),
+    data="somewhere",
     plan=c.PlanConfig(max_epochs=(1.0, 2.5), top_k_fraction=1),
     mesh=c.MeshConfig(fsdp=2),
     optimizer=c.OptimizerConfig(weight_decay=0),
@@ -52,7 +52,7 @@ class TestRoundTrip:
     assert c.to_json(back) == c.to_json(config)
 
   def test_of_the_smaller_configs_too(self):
-    for cls in (c.RunConfig, c.PlanConfig, c.DataConfig, c.OptimizerConfig):
+    for cls in (c.RunConfig, c.PlanConfig, c.CorpusConfig, c.OptimizerConfig):
       assert c.from_config_dict(c.to_config_dict(cls()), cls) == cls()
 
   def test_json_is_flat_and_names_the_factory(self):
@@ -172,8 +172,8 @@ class TestRejected:
     assert all(name in str(error.value) for name in named)
 
   def test_types_of_the_other_parts(self):
-    with pytest.raises(ValueError, match=r"data\.path must be of type str, got 3.*b1"):
-      c.TrainConfig(data=c.DataConfig(path=3), optimizer=c.OptimizerConfig(b1="a"))
+    with pytest.raises(ValueError, match=r"corpus\.text_field must be of type str, got 3.*b1"):
+      c.TrainConfig(corpus=c.CorpusConfig(text_field=3), optimizer=c.OptimizerConfig(b1="a"))
 
 
 def plain(first: int, second: float = 1, third: str | None = None, *, fourth: bool = False):
@@ -243,7 +243,7 @@ class TestDifferences:
       {"evaluation": c.EvaluationConfig(every_steps=3)},
       {"checkpoint": c.CheckpointConfig(every_steps=3, folder="elsewhere")},
       {"logging": c.LoggingConfig(every_steps=3, wandb_project="x")},
-      {"data": c.DataConfig(path="somewhere", cache_dir="there")},
+      {"corpus": c.CorpusConfig(cache_dir="there")},
     ],
   )
   def test_what_may_change(self, fields):

@@ -19,7 +19,7 @@ from jdc.policies import DataPolicy, Decision, mixture, ordering, selection
 from jdc.train import corpus, loop, setup
 from jdc.train.config import (
   CheckpointConfig,
-  DataConfig,
+  CorpusConfig,
   EvaluationConfig,
   LoggingConfig,
   MeshConfig,
@@ -272,15 +272,15 @@ class TestResume:
 
 
 class TestData:
-  def prepare(self, tmp_path, **fields):
-    config = DataConfig(cache_dir=str(tmp_path / "cache"), **fields)
-    return corpus.prepare(config, 32, 0, str(tmp_path))
+  def prepare(self, tmp_path, path="", **fields):
+    config = CorpusConfig(cache_dir=str(tmp_path / "cache"), **fields)
+    return corpus.prepare(path, config, 32, 0, str(tmp_path))
 
   def test_faults_of_the_fields_are_named_at_once(self, tmp_path):
-    with pytest.raises(ValueError, match=r"data\.path is empty") as error:
+    with pytest.raises(ValueError, match="data is empty") as error:
       self.prepare(tmp_path, on_bad_record="ignore", validation_fraction=1.0)
-    assert "data.on_bad_record must be error or quarantine, got 'ignore'" in str(error.value)
-    assert "data.validation_fraction must be in [0, 1), got 1.0" in str(error.value)
+    assert "corpus.on_bad_record must be error or quarantine, got 'ignore'" in str(error.value)
+    assert "corpus.validation_fraction must be in [0, 1), got 1.0" in str(error.value)
 
   def test_a_missing_folder(self, tmp_path):
     with pytest.raises(ValueError, match="nowhere: no such folder of domains"):
@@ -305,7 +305,7 @@ class TestData:
     ("fields", "message"),
     [
       ({"tokenizer": "nowhere.json"}, "nowhere.json: no such tokenizer file"),
-      ({"bos_token": "<s>"}, "bos_token and data.eos_token are for tokenizer files only"),
+      ({"bos_token": "<s>"}, "bos_token and corpus.eos_token are for tokenizer files only"),
     ],
   )
   def test_tokenizers(self, tmp_path, fields, message):
