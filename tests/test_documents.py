@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_policy_of_the_readme_trains():
   (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-  assert len([line for line in block.splitlines() if line.strip()]) <= 25
+  assert len([line for line in block.splitlines() if line.strip()]) <= 15
   usage = """
 model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
 optimizer = nnx.Optimizer(model, optax.sgd(0.5), wrt=nnx.Param)

@@ -33,7 +33,7 @@ def prepare(
   check(data, config)
   folder = Path(data).expanduser()
   if data == "python":
-    folder = cache_dir(config) / "python_text"
+    folder = cache_dir(config) / "python_text" / quickstart.installation()
     quickstart.write_corpus(folder)
   return pack.prepare(
     find_domains(folder),
