@@ -38,25 +38,25 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"no {slot} {chosen[slot]!r}; known: {', '.join(module.__all__)}")
       slots[slot] = policy(getattr(module, chosen[slot]))
   config = TrainConfig(
-    num_steps=20 if tiny else 1000,
-    batch_size=8 if tiny else 32,
-    sequence_length=64 if tiny else 256,
+    num_steps=20 if tiny else 400,
+    batch_size=8 if tiny else 16,
+    sequence_length=64 if tiny else 128,
     model=DecoderConfig(
       vocab_size=258,
-      width=32 if tiny else 256,
+      width=32 if tiny else 128,
       num_layers=2 if tiny else 4,
-      num_heads=4,
+      num_heads=2,
       num_kv_heads=2,
-      mlp_width=64 if tiny else 704,
+      mlp_width=64 if tiny else 352,
     ),
-    optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=5 if tiny else 50),
+    optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5 if tiny else 40),
     plan=PlanConfig(
       draw="gumbel_top_k" if chosen["selection"] else "shuffle",
-      steps_per_round=5 if tiny else 100,
+      steps_per_round=5 if tiny else 50,
       sweep_rows=64 if tiny and chosen["selection"] else 0,
     ),
-    evaluation=EvaluationConfig(max_rows=8 if tiny else 0),
-    checkpoint=CheckpointConfig(every_steps=10 if tiny else 200),
+    evaluation=EvaluationConfig(max_rows=8 if tiny else 64),
+    checkpoint=CheckpointConfig(every_steps=10 if tiny else 100),
     **slots,
   )
   return to_config_dict(config)
