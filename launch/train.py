@@ -100,7 +100,7 @@ def _check_local(workdir: str) -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
     return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError) as error:  # an unknown field, of which it shows the name
+  except (AttributeError, KeyError, TypeError) as error:  # an unknown field, hardly named
     overrides = [arg for arg in argv if arg.lstrip("-").startswith("config.")]
     sys.argv = [arg for arg in argv if arg not in overrides]
     app.parse_flags_with_usage(sys.argv)

@@ -7,10 +7,11 @@ import pytest
 MISTAKES = {
   "typos in flags": (
     "tiny,mixture=odm",
-    {"optimzer__learning_rate": 1, "mixture__warmup": 3},
+    {"optimzer__learning_rate": 1, "mixture__warmup": 3, "seed__x": 1},
     [
       "FATAL Flags parsing error: ",
       "config has no field 'optimzer', did you mean 'optimizer'?",
+      "config.seed has no field 'x'",
       "config.mixture has no field 'warmup', did you mean 'warmup_steps'?",
     ],
   ),
