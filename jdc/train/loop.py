@@ -134,7 +134,7 @@ def steps(
     stack.enter_context(process.closing(record))
     trace = process.Trace(workdir, profile, step)
     stack.enter_context(process.closing(trace))
-    terminated = stack.enter_context(process.sigterm())
+    terminated = stack.enter_context(process.sigterm(mesh))
 
     def evaluate() -> dict[str, float]:
       with record.pause():
@@ -179,7 +179,7 @@ def steps(
       if pending is not None:
         record.step(*pending)
       pending = (output, drawn_from, iterator.state)
-      stopped = "SIGTERM" if terminated(step) else ""
+      stopped = "SIGTERM" if terminated() else ""
       evaluates = _due(config.evaluation.every_steps, step, config)
       saves = _due(config.checkpoint.every_steps, step, config)
       if evaluates or saves:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 _LOG = logging.getLogger("jdc")
 _PROFILED = (10, 15)  # steps after the start of the process that are traced
@@ -34,23 +36,42 @@ def closing(resource: Closable) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def sigterm() -> Iterator[Callable[[int], bool]]:
-  """Yields a function that tells after a step whether the run was asked to stop."""
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
+def sigterm(mesh: jax.sharding.Mesh) -> Iterator[Callable[[], bool]]:
+  """Yields a function that tells, once after every step, whether the run was asked to stop.
 
-    # All processes must stop at the same step; JAX's coordinator arranges that.
-    yield multihost_utils.reached_preemption_sync_point
-    return
+  The answer is the same in all processes that share the mesh, whichever was asked.
+  """
   asked = threading.Event()
+  stop = asked.is_set if jax.process_count() == 1 else _agreement(asked, mesh)
   if threading.current_thread() is not threading.main_thread():
-    yield lambda step: asked.is_set()  # only the main thread may handle signals
+    yield stop  # only the main thread may handle signals
     return
   previous = signal.signal(signal.SIGTERM, lambda *_: asked.set())
   try:
-    yield lambda step: asked.is_set()
+    yield stop
   finally:
-    signal.signal(signal.SIGTERM, previous)
+    # `None`: a handler from outside Python, which cannot be put back.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
+
+
+def _agreement(asked: threading.Event, mesh: jax.sharding.Mesh) -> Callable[[], bool]:
+  """A function that tells whether any process had been asked at its call before this one.
+
+  The devices find out behind the step that they compute, so that nobody waits. JAX's own
+  agreement on a step to stop at is not used: Orbax takes part in it with the step of a
+  checkpoint that it completes, and a SIGTERM just then is never heard of again.
+  """
+  each = jax.NamedSharding(mesh, jax.P(*mesh.axis_names))
+  shape = tuple(mesh.shape.values())
+  any_asked = jax.jit(jnp.any, out_shardings=jax.NamedSharding(mesh, jax.P()))
+  pending: list[jax.Array] = []
+
+  def stop() -> bool:
+    mine = np.full((1,) * len(shape), asked.is_set())
+    pending.append(any_asked(jax.make_array_from_callback(shape, each, lambda index: mine)))
+    return len(pending) > 1 and bool(pending.pop(0))
+
+  return stop
 
 
 class Trace:
