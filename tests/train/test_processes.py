@@ -62,6 +62,7 @@ class Launcher:
     finally:
       for process in processes:
         process.kill()
+        process.wait()
     for index, process in enumerate(processes):
       assert process.returncode == 0, (workdir / f"err{index}").read_text()[-4000:]
     outputs = [(workdir / f"out{index}").read_text() for index in range(len(processes))]
@@ -131,7 +132,7 @@ def test_a_run_saved_on_eight_devices_resumes_on_four(launcher, whole_runs, tmp_
   assert_same_run(folder, whole_runs[1])
 
 
-def test_sigterm_stops_all_processes_at_one_step(launcher, tmp_path):
+def test_sigterm_to_one_stops_all_processes_at_one_step(launcher, tmp_path):
   processes = launcher.start(2, tmp_path, "static", 10**6)
   deadline = time.monotonic() + TIMEOUT
   while not (tmp_path / "checkpoints/7").exists():
@@ -140,9 +141,8 @@ def test_sigterm_stops_all_processes_at_one_step(launcher, tmp_path):
       tmp_path / "err0"
     ).read_text()[-4000:]
     time.sleep(0.2)
-  for process in processes:
-    process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)  # signals do not arrive at one moment
+  # While the save is being completed, to the process that does not write.
+  processes[1].send_signal(signal.SIGTERM)
   first, second = launcher.finish(processes, tmp_path)
   assert first["stopped"] == "SIGTERM"
   assert first == second
