@@ -293,10 +293,16 @@ def to_json(config: RunConfig) -> dict[str, Any]:
     elif callable(value):
       flat[prefix] = f"{value.__module__}.{value.__qualname__}"
     else:
-      flat[prefix] = list(value) if isinstance(value, tuple) else value
+      flat[prefix] = _listed(value)
 
   visit("", config)
   return flat
+
+
+def _listed(value: Any) -> Any:
+  if isinstance(value, set | frozenset):
+    return sorted(value)
+  return list(value) if isinstance(value, tuple) else value
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

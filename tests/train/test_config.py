@@ -1,6 +1,7 @@
 """The fields of a run: what is accepted, how files and flags fill them, what may change."""
 
 import dataclasses
+import json
 import re
 import sys
 import unittest.mock
@@ -12,7 +13,7 @@ from ml_collections import config_flags
 
 from jdc import policies
 from jdc.models.configs import DecoderConfig
-from jdc.policies import mixture, selection, weighting
+from jdc.policies import mixture, ordering, selection, weighting
 from jdc.train import config as c
 
 MODEL = DecoderConfig(
@@ -297,3 +298,8 @@ def test_collect_joins_the_errors_of_all():
   assert c.collect(lambda: 1, lambda: 2) == [1, 2]
   with pytest.raises(ValueError, match=r"^first; second$"):
     c.collect(lambda: fail("first"), lambda: 1, lambda: fail("second"))
+
+
+def test_sets_among_the_parameters_become_json():
+  config = c.TrainConfig(data="somewhere", ordering=c.policy(ordering.sorting))
+  assert json.loads(json.dumps(c.to_json(config)))["ordering.observes"] == ["loss"]
