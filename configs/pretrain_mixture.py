@@ -5,7 +5,8 @@
 
 DIR holds one entry a domain, such as `web.jsonl.gz` or a folder `web/`. The argument names the
 policies by slot, `mixture=odm,selection=loss,weighting=loss_reweighting`; their parameters are
-fields: `--config.mixture.smoothing=0.95`. `tiny` shrinks everything to a few seconds.
+fields: `--config.mixture.smoothing=0.95`, `--config.weighting.burn_in_steps=40`. `tiny` shrinks
+everything to a few seconds.
 
 With `mixture=odm` on eight domains of English text, code and LaTeX it takes 1 min 50 s on two
 CPU cores, and the validation loss (mean of domains) falls from 5.82 to about 1.94 nats a byte.
