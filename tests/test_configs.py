@@ -51,7 +51,7 @@ def test_config_trains_in_its_tiny_form(name, tmp_path):
   workdir = tmp_path / "run"
   command = [sys.executable, "launch/train.py", f"--config=configs/{config}", *arguments]
   done = subprocess.run(
-    [*command, f"--workdir={workdir}"],
+    [*command, f"--workdir={os.path.relpath(workdir, ROOT)}"],  # as in the README
     cwd=ROOT,
     env=os.environ | {"JDC_CACHE": str(tmp_path / "cache"), "XLA_FLAGS": ""},
     capture_output=True,

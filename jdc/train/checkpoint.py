@@ -7,6 +7,7 @@ on the devices before the save, tells a damaged checkpoint from a good one.
 
 import json
 import logging
+import os
 import zlib
 from typing import Any, NamedTuple
 
@@ -44,7 +45,8 @@ class Checkpoints:
   """
 
   def __init__(self, folder: str, keep: int):
-    self._folder = epath.Path(folder)
+    # Orbax takes absolute paths only.
+    self._folder = epath.Path(folder if "://" in folder else os.path.abspath(folder))
     self._keep = keep
     self._put_back_replaced()
     self._checkpointer = self._open()
