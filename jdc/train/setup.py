@@ -104,6 +104,8 @@ def check_decisions(
       errors.append(f"the {slot} decides logits of shape {shape}; accepted: {accepted}")
     if slot == "weighting" and decision.weights is None and decision.token_weights is None:
       errors.append("the weighting decides no weights")
+    if decision.token_weights is not None and slot != "weighting" and _selects(policies):
+      errors.append(f"token weights of the {slot} do not reach the rows that a step keeps")
     rows = _weighted_rows(slot, policy, shape, spec, policies)
     for field, expected in (
       ("weights", rows),
@@ -136,8 +138,13 @@ def _weighted_rows(
   """The shape of weights: one per row that the policy observes, or decides about in a round."""
   if policy.scope == "round":
     return logits or (spec.sweep_size,)
-  selects = policies.selection is not None and policies.selection.scope == "step"
-  return (spec.num_candidates if selects and slot != "weighting" else spec.batch_size,)
+  candidates = _selects(policies) and slot != "weighting"
+  return (spec.num_candidates if candidates else spec.batch_size,)
+
+
+def _selects(policies: Policies) -> bool:
+  """Whether a step chooses its rows among candidates."""
+  return policies.selection is not None and policies.selection.scope == "step"
 
 
 def initial_mixture(spec: RunSpec, decisions: Mapping[str, Decision]) -> np.ndarray:

@@ -65,3 +65,26 @@ def test_asked_shares_are_those_of_the_policy_when_a_domain_is_spent(fit, tmp_pa
   rows = result.plan.seen_K.sum()
   np.testing.assert_allclose(result.plan.asked_K / rows, [0.2, 0.3, 0.5])
   assert result.plan.seen_K[2] < 0.3 * rows
+
+
+def test_token_weights_of_a_mixture_beside_candidates_are_refused(fit, tmp_path):
+  decision = Decision(logits=jnp.zeros(3), token_weights=jnp.ones((16, 32)))
+  token_weighting = DataPolicy(
+    lambda spec, key: (decision, ()),
+    lambda stats, state: (decision, state),
+    frozenset(),
+    "step",
+  )
+  chosen = policies.combine(
+    mixture=token_weighting,
+    selection=DataPolicy(
+      lambda spec, key: (Decision(logits=jnp.zeros(spec.num_candidates)), ()),
+      lambda stats, state: (Decision(logits=-stats.loss), state),
+      frozenset({"loss"}),
+      "step",
+    ),
+  )
+  with pytest.raises(ValueError, match="token weights of the mixture do not reach the rows"):
+    fit(tmp_path / "run", chosen, num_candidates=16)
+  plain = chosen._replace(mixture=mixture.odm(warmup_steps=1))
+  assert fit(tmp_path / "run", plain, num_candidates=16).stopped == "finished"
