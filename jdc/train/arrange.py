@@ -13,6 +13,7 @@ from jdc.data.draw import Arrange
 from jdc.models.base import LanguageModel
 from jdc.policies.base import Ordering
 from jdc.stats import pool as pool_lib
+from jdc.train.gradients import make_forward
 from jdc.train.observe import example_stats
 from jdc.train.state import TrainState
 
@@ -67,11 +68,11 @@ def make_arrange(
 
 
 def _scorer(ordering: Ordering, model: LanguageModel) -> Callable:
+  forward = make_forward(model)
+
   def score_chunk(params: Any, step: jax.Array, batch: loader.Batch) -> dict[str, jax.Array]:
     inputs = inputs_and_targets(batch.tokens, batch.segments)
-    token_loss = model.token_losses(
-      params, inputs.tokens, inputs.targets, inputs.positions, inputs.segments
-    )
+    token_loss = forward(params, inputs)
     stats = example_stats(batch, inputs, token_loss, ordering.observes, {"step": step})
     (name,) = ordering.observes
     return {"ordering": getattr(stats, name)}

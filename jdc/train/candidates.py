@@ -59,7 +59,7 @@ def select(
     example_id=jnp.where(usable_B, kept.example_id, -1),
     domain=jnp.where(usable_B, kept.domain, 0),
     weight=weight_B,
-    sampling_probability=probability_B,
+    sampling_probability=jnp.where(usable_B, probability_B, 1.0),  # finite, as for padding
   )
   return kept, decisions, states
 

@@ -253,7 +253,7 @@ def _has_metadata(checkpoint: epath.Path) -> bool:
   try:
     ocp.checkpointables_metadata(checkpoint)
     return isinstance(json.loads((checkpoint / "_CHECKPOINT_METADATA").read_text()), dict)
-  except Exception:
+  except Exception:  # whatever a damaged file makes the readers raise, it cannot be read
     return False
 
 

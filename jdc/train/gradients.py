@@ -17,6 +17,8 @@ from jdc.train.state import slots
 
 
 def make_forward(model: LanguageModel) -> Callable[[Any, RowInputs], jax.Array]:
+  """Returns `(params, inputs) -> f32[B, T]`, the token losses of rows."""
+
   def forward(params: Any, inputs: RowInputs) -> jax.Array:
     return model.token_losses(
       params, inputs.tokens, inputs.targets, inputs.positions, inputs.segments

@@ -14,6 +14,7 @@ from jdc.policies.base import DataPolicy, Decision, ExampleStats, RunSpec
 from jdc.policies.combine import Policies
 from jdc.policies.holding import sweep_due
 from jdc.stats import pool as pool_lib
+from jdc.train.gradients import make_forward
 from jdc.train.observe import example_stats
 from jdc.train.state import TrainState, slots
 
@@ -96,12 +97,12 @@ def make_round_start(
 
 
 def _scorer(model: LanguageModel, active: dict[str, DataPolicy]) -> Callable:
+  forward = make_forward(model)
+
   def score_chunk(params: Any, context: Any, batch: loader.Batch) -> dict[str, jax.Array]:
     states, step = context
     inputs = inputs_and_targets(batch.tokens, batch.segments)
-    token_loss = model.token_losses(
-      params, inputs.tokens, inputs.targets, inputs.positions, inputs.segments
-    )
+    token_loss = forward(params, inputs)
     return {
       name: policy.score(
         example_stats(batch, inputs, token_loss, policy.observes, {"step": step}),
