@@ -9,12 +9,13 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 ACCEPTED = (
-  ".jsonl or .json (one JSON object a line) and .txt (one document a file), each also .gz "
-  "or .zst; .parquet; .array_record or .arrayrecord"
+  ".jsonl or .json (one JSON object a line; .json also one array of objects) and .txt (one "
+  "document a file), each also .gz or .zst; .parquet; .array_record or .arrayrecord"
 )
 TFDS = "tfds:"
 _CHUNK = 1 << 20
 _RECORDS = 1024
+_SPACE = re.compile(r"[ \t\n\r]*")
 _NAME = re.compile(
   r"(?P<stem>.+?)\.(?:(?P<text>jsonl|json|txt)(?P<compression>\.gz|\.zst)?"
   r"|(?P<binary>parquet|array_record|arrayrecord))(?:-\d+-of-\d+)?"
@@ -25,7 +26,7 @@ class FileName(NamedTuple):
   """A file name taken apart."""
 
   stem: str
-  format: str  # jsonl, txt, parquet or array_record
+  format: str  # jsonl, json, txt, parquet or array_record
   compression: str  # "", ".gz" or ".zst"
 
 
@@ -44,8 +45,8 @@ def parse_name(name: str) -> FileName | None:
   if match is None:
     return None
   kind = match["text"] or match["binary"]
-  names = {"json": "jsonl", "arrayrecord": "array_record"}
-  return FileName(match["stem"], names.get(kind, kind), match["compression"] or "")
+  kind = "array_record" if kind == "arrayrecord" else kind
+  return FileName(match["stem"], kind, match["compression"] or "")
 
 
 def import_extra(module: str, extra: str) -> ModuleType:
@@ -64,6 +65,10 @@ def parse_json(where: str, raw: bytes) -> Record:
     return Record(where, {}, raw, f"invalid UTF-8 at byte {error.start}")
   except (ValueError, RecursionError) as error:
     return Record(where, {}, raw, f"invalid JSON: {error}")
+  return _object_record(where, value, raw)
+
+
+def _object_record(where: str, value: Any, raw: Any) -> Record:
   if not isinstance(value, dict):
     return Record(where, {}, raw, f"a JSON {type(value).__name__}, not an object")
   return Record(where, value, raw)
@@ -111,8 +116,24 @@ def lines(path: Path, compression: str) -> Iterator[tuple[bytes, str]]:
     yield last, ""
 
 
-def records(source: str, text_field: str) -> Iterator[Record]:
+def is_json_array(path: Path, name: FileName) -> bool:
+  """Whether a file is one JSON array: named .json, and its first character opens an array."""
+  if name.format != "json":
+    return False
+  try:
+    starts = (chunk.lstrip() for chunk in chunks(path, name.compression))
+    return next((start[:1] for start in starts if start), b"") == b"["
+  except ValueError:  # damaged before its first character
+    return False
+
+
+def records(source: str, text_field: str | None) -> Iterator[Record]:
   """Yields every record of one source. Blank lines hold none.
+
+  Args:
+    source: a file, or a TFDS source.
+    text_field: the field that a text file stands for and the only one read of a Parquet file;
+      `None` reads every field, and no text files.
 
   Raises:
     ValueError: where nothing of the source can be read, whatever becomes of bad records.
@@ -124,9 +145,13 @@ def records(source: str, text_field: str) -> Iterator[Record]:
   name = parse_name(path.name)
   if name is None:
     raise ValueError(f"{path}: unknown suffix; accepted: {ACCEPTED}")
-  if name.format == "jsonl":
+  if is_json_array(path, name):
+    yield from _json_array_records(path, name.compression)
+  elif name.format in ("json", "jsonl"):
     yield from _jsonl_records(path, name.compression)
   elif name.format == "txt":
+    if text_field is None:
+      raise ValueError(f"{path}: a text file holds no records with fields")
     yield _text_record(path, name.compression, text_field)
   elif name.format == "parquet":
     yield from _parquet_records(path, text_field)
@@ -190,6 +215,49 @@ def _jsonl_records(path: Path, compression: str) -> Iterator[Record]:
       yield parse_json(where, line)
 
 
+def _json_array_records(path: Path, compression: str) -> Iterator[Record]:
+  """Yields the elements of one array; what follows a break in it is one bad record."""
+  text, damage = _read_text(path, compression)
+  decoder, index, at = json.JSONDecoder(), 0, _skip(text, text.index("[") + 1)
+  while at < len(text) and text[at] != "]":
+    try:
+      value, end = decoder.raw_decode(text, at)
+      after = _skip(text, end)
+      if text[after : after + 1] not in (",", "]"):
+        raise json.JSONDecodeError("Expecting ',' or ']'", text, after)
+    except (ValueError, RecursionError) as error:
+      wrong = damage or f"invalid JSON: {error}"
+      yield Record(f"{path}[{index}]", {}, text[at:], wrong)
+      return
+    yield _object_record(f"{path}[{index}]", value, text[at:end])
+    index += 1
+    at = _skip(text, after + 1) if text[after] == "," else after
+  if damage or text[at : at + 1] != "]" or text[at + 1 :].strip():
+    wrong = damage or "invalid JSON: one array must be all that the file holds"
+    yield Record(f"{path}[{index}]", {}, text[at:], wrong)
+
+
+def _read_text(path: Path, compression: str) -> tuple[str, str]:
+  """Returns the text of a file, up to what is damaged, and the damage."""
+  parts: list[bytes] = []
+  damage = ""
+  try:
+    parts.extend(chunks(path, compression))
+  except ValueError as error:
+    damage = str(error)
+  raw = b"".join(parts)
+  try:
+    return raw.decode("utf-8"), damage
+  except UnicodeDecodeError as error:
+    return raw[: error.start].decode("utf-8"), f"invalid UTF-8 at byte {error.start}"
+
+
+def _skip(text: str, at: int) -> int:
+  match = _SPACE.match(text, at)
+  assert match is not None
+  return match.end()
+
+
 def _text_record(path: Path, compression: str, text_field: str) -> Record:
   parts: list[bytes] = []
   try:
@@ -205,23 +273,26 @@ def _text_record(path: Path, compression: str, text_field: str) -> Record:
     return Record(f"{path}:{number}", {}, raw, str(error))
 
 
-def _parquet_records(path: Path, text_field: str) -> Iterator[Record]:
+def _parquet_records(path: Path, text_field: str | None) -> Iterator[Record]:
   index = 0
   with open_parquet(path, text_field) as file:
-    for batch in file.iter_batches(batch_size=_RECORDS, columns=[text_field]):
-      for value in parquet_values(batch.column(0)):
-        yield Record(f"{path}[{index}]", {text_field: value}, value)
+    columns = file.schema_arrow.names if text_field is None else [text_field]
+    for batch in file.iter_batches(batch_size=_RECORDS, columns=columns):
+      values = [parquet_values(column) for column in batch.columns]
+      for row in zip(*values, strict=True):
+        fields = dict(zip(columns, row, strict=True))
+        yield Record(f"{path}[{index}]", fields, fields if text_field is None else row[0])
         index += 1
 
 
-def open_parquet(path: Path, text_field: str) -> Any:
+def open_parquet(path: Path, text_field: str | None) -> Any:
   """Opens a Parquet file that has the column `text_field`, else ValueError."""
   parquet = import_extra("pyarrow.parquet", "parquet")
   try:
     file = parquet.ParquetFile(path)
   except ValueError as error:
     raise ValueError(f"{path}: not readable as Parquet: {error}") from error
-  if text_field not in file.schema_arrow.names:
+  if text_field is not None and text_field not in file.schema_arrow.names:
     raise ValueError(
       f"{path}: no column {text_field!r}; columns present: {file.schema_arrow.names}"
     )
@@ -230,10 +301,21 @@ def open_parquet(path: Path, text_field: str) -> Any:
 
 def parquet_values(column: Any) -> list[Any]:
   """Returns a column as Python values, strings as bytes: some writers store invalid UTF-8."""
+  kind = _as_binary(column.type)
+  return (column if kind == column.type else column.cast(kind)).to_pylist()
+
+
+def _as_binary(kind: Any) -> Any:
+  """Returns an Arrow type in which strings, also those in lists and structs, are binary."""
   arrow = import_extra("pyarrow", "parquet")
-  if arrow.types.is_string(column.type) or arrow.types.is_large_string(column.type):
-    column = column.cast(arrow.large_binary())
-  return column.to_pylist()
+  if arrow.types.is_string(kind) or arrow.types.is_large_string(kind):
+    return arrow.large_binary()
+  if arrow.types.is_list(kind) or arrow.types.is_large_list(kind):
+    inner = kind.value_field.with_type(_as_binary(kind.value_type))
+    return arrow.list_(inner) if arrow.types.is_list(kind) else arrow.large_list(inner)
+  if arrow.types.is_struct(kind):
+    return arrow.struct([field.with_type(_as_binary(field.type)) for field in kind])
+  return kind
 
 
 def _array_records(path: Path) -> Iterator[Record]:

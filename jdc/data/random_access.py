@@ -23,7 +23,7 @@ def open_records(source: str, text_field: str) -> RandomAccess:
     return _Entries(source, formats.open_tfds(source))
   path = Path(source)
   name = formats.parse_name(path.name)
-  if name and name.format == "jsonl" and not name.compression:
+  if name and _is_lines(path, name):
     return _Lines(path)
   if name and name.format == "parquet":
     return _Parquet(path, text_field)
@@ -35,8 +35,15 @@ def open_records(source: str, text_field: str) -> RandomAccess:
     except RuntimeError as error:
       raise ValueError(f"{source}: damaged as ArrayRecord: {error}") from error
   raise ValueError(
-    f"{source}: no random access; accepted: uncompressed .jsonl, .parquet, .array_record, TFDS"
+    f"{source}: no random access; accepted: uncompressed .jsonl (or .json with one object "
+    "a line), .parquet, .array_record, TFDS"
   )
+
+
+def _is_lines(path: Path, name: formats.FileName) -> bool:
+  """Whether a file is uncompressed lines of JSON."""
+  lines = name.format in ("json", "jsonl") and not name.compression
+  return lines and not formats.is_json_array(path, name)
 
 
 class _Entries:

@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import grain
 
@@ -13,6 +13,7 @@ from jdc.data.domains import DomainFiles as DomainFiles
 from jdc.data.domains import find_domains as find_domains
 
 OnBadRecord = Literal["error", "quarantine"]
+T = TypeVar("T")
 
 
 class Document(NamedTuple):
@@ -40,10 +41,11 @@ def read_documents(
   """Reads documents one at a time, in the order of the sources.
 
   The format follows from the file name: `.jsonl` or `.json` (one JSON object a line, blank
-  lines hold no record) and `.txt` (one document a file), each also `.gz` or `.zst`;
-  `.parquet`; `.array_record` or `.arrayrecord` (records are JSON objects in UTF-8). TFDS data
-  sets that are prepared as ArrayRecord are named `tfds:NAME[:SPLIT]` or given as their folder
-  (split train) or `tfds:FOLDER[:SPLIT]`; TensorFlow is not imported.
+  lines hold no record; a `.json` file that begins with "[" is one array of objects, read
+  whole) and `.txt` (one document a file), each also `.gz` or `.zst`; `.parquet`;
+  `.array_record` or `.arrayrecord` (records are JSON objects in UTF-8). TFDS data sets that
+  are prepared as ArrayRecord are named `tfds:NAME[:SPLIT]` or given as their folder (split
+  train) or `tfds:FOLDER[:SPLIT]`; TensorFlow is not imported.
 
   A bad record is one that is not a JSON object in UTF-8, lacks `text_field`, holds something
   else than a string there, or an empty one; so is what follows a break in compressed data.
@@ -64,6 +66,40 @@ def read_documents(
       wrong; while reading, at a bad record, or at a file of which nothing can be read.
     ImportError: if a format needs a package that is not installed.
   """
+
+  def document(record: formats.Record) -> tuple[Document, str]:
+    text, error = text_of(record, text_field)
+    return Document(text, record.where), error
+
+  accepted = f"a non-empty string {text_field!r} in UTF-8"
+  return read_records(
+    paths, document, accepted, text_field, on_bad_record, quarantine, report or ReadReport()
+  )
+
+
+def read_records(
+  paths: Iterable[str | Path],
+  parse: Callable[[formats.Record], tuple[T, str]],
+  accepted: str,
+  text_field: str | None,
+  on_bad_record: OnBadRecord,
+  quarantine: str | Path | None,
+  report: ReadReport,
+) -> Iterator[T]:
+  """Reads what `parse` makes of each record: (value, "") or (anything, what is wrong).
+
+  Args:
+    paths: files and TFDS sources, as for `read_documents`.
+    parse: is also given the records that have an error.
+    accepted: says in an error what a good record is.
+    text_field: the only field needed, `None` for all; a text file has no other.
+    on_bad_record: as in `read_documents`.
+    quarantine: as in `read_documents`.
+    report: counts values and bad records.
+
+  Raises:
+    ValueError: as `read_documents`.
+  """
   sources = [source_name(path) for path in paths]
   problems = [problem for source in sources if (problem := source_problem(source))]
   if not sources:
@@ -75,7 +111,7 @@ def read_documents(
   if problems:
     raise ValueError("\n".join(problems))
   aside = Path(quarantine) if quarantine and on_bad_record == "quarantine" else None
-  return _documents(sources, text_field, aside, report or ReadReport())
+  return _parsed(sources, parse, accepted, text_field, aside, report)
 
 
 def source_name(path: str | Path) -> str:
@@ -143,20 +179,24 @@ def open_source(path: str | Path, text_field: str = "text") -> grain.MapDataset[
   return grain.MapDataset.source(random_access.open_records(source, text_field)).map(document)
 
 
-def _documents(
-  sources: list[str], text_field: str, quarantine: Path | None, report: ReadReport
-) -> Iterator[Document]:
+def _parsed(
+  sources: list[str],
+  parse: Callable[[formats.Record], tuple[T, str]],
+  accepted: str,
+  text_field: str | None,
+  quarantine: Path | None,
+  report: ReadReport,
+) -> Iterator[T]:
   for source in sources:
     for record in formats.records(source, text_field):
-      text, error = text_of(record, text_field)
+      value, error = parse(record)
       if not error:
         report.num_documents += 1
-        yield Document(text, record.where)
+        yield value
         continue
       if quarantine is None:
         raise ValueError(
-          f"{record.where}: {error}; accepted: a non-empty string {text_field!r} in UTF-8, "
-          "or on_bad_record='quarantine'"
+          f"{record.where}: {error}; accepted: {accepted}, or on_bad_record='quarantine'"
         )
       set_aside(quarantine, record.where, error, record.raw)
       report.num_bad_records += 1

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,53 @@ def test_reads_parquet(tmp_path, kind):
   pyarrow.parquet.write_table(table, path, row_group_size=2)
   documents = list(read_documents([path], text_field="body"))
   assert documents == [Document(text, f"{path}[{i}]") for i, text in enumerate(TEXTS)]
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_reads_a_json_array(tmp_path, indent, compression):
+  path = tmp_path / f"web.json{compression}"
+  array = json.dumps([{"text": text} for text in TEXTS], indent=indent)
+  path.write_bytes(compress(f"\n {array}\n".encode(), compression))
+  documents = list(read_documents([path]))
+  assert documents == [Document(text, f"{path}[{i}]") for i, text in enumerate(TEXTS)]
+  path.write_bytes(compress(b"[]", compression))
+  assert texts(path) == []
+
+
+@pytest.mark.parametrize(
+  ("content", "good", "wrong"),
+  [
+    (b'[{"text": "a"}, 3, {"text": "b"}]', ["a", "b"], "a JSON int, not an object"),
+    (b'[{"text": "a"}, {"text": "b"', ["a"], "invalid JSON"),
+    (b'[{"text": "a"}', [], "Expecting ',' or ']'"),
+    (b'[{"text": "a"},', ["a"], "one array must be all"),
+    (b'[{"text": "a"} {"text": "b"}]', [], "Expecting ',' or ']'"),
+    (b'[{"text": "a"}]\n[{"text": "b"}]', ["a"], "one array must be all"),
+    (b'[{"text": "a"}, {"text": "\xff"}]', ["a"], "invalid UTF-8 at byte 26"),
+    (gzip.compress(b'[{"text": "a"}, {"text": "b"}]')[:-9], ["a"], "truncated .gz data"),
+  ],
+)
+def test_broken_json_arrays(tmp_path, content, good, wrong):
+  path = tmp_path / ("a.json.gz" if content[:2] == b"\x1f\x8b" else "a.json")
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=re.escape(wrong)):
+    texts(path)
+  aside, report = tmp_path / "bad.jsonl", ReadReport()
+  options = {"on_bad_record": "quarantine", "quarantine": aside, "report": report}
+  assert texts(path, **options) == good
+  (bad,) = map(json.loads, aside.read_text().splitlines())
+  assert wrong in bad["error"]
+  assert bad["where"] == f"{path}[{1 if good else 0}]"
+  assert (report.num_documents, report.num_bad_records) == (len(good), 1)
+
+
+def test_a_json_array_has_no_random_access(tmp_path):
+  (tmp_path / "a.json").write_text('[\n{"text": "a"}]')
+  with pytest.raises(ValueError, match="no random access"):
+    open_source(tmp_path / "a.json")
+  (tmp_path / "a.json").write_text('{"text": "a"}\n{"text": "b"}')
+  assert open_source(tmp_path / "a.json")[1].text == "b"
 
 
 @pytest.mark.parametrize("suffix", [".array_record", ".arrayrecord-00000-of-00001"])
