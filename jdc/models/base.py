@@ -13,6 +13,20 @@ MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # those over which the rows of a batch are split
 
 
+class Cache(NamedTuple):
+  """Keys and values of the tokens of B rows so far, in S slots; L layers, M heads of size H.
+
+  All rows fill the same slots; a slot that is not valid, such as one of the padding before a
+  short prompt, is never seen.
+  """
+
+  keys: jax.Array  # [L, B, S, M, H], rotated, in the activations' dtype
+  values: jax.Array  # [L, B, S, M, H]
+  positions: jax.Array  # i32[B, S], of the token in each slot
+  valid: jax.Array  # bool[B, S]
+  length: jax.Array  # i32[], slots that are filled
+
+
 class LanguageModel(NamedTuple):
   """A language model as pure functions, so that any code base can offer one.
 
@@ -25,8 +39,8 @@ class LanguageModel(NamedTuple):
   # (params, tokens, positions, segments) -> [B, T, D], hidden states after the final norm
   hidden: Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
   # (params, tokens, targets, positions, segments) -> f32[B, T], -log p(target), nats; finite
-  # but arbitrary where the target is padding
-  token_losses: Callable[[Params, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+  # but arbitrary where the target is padding. With `dropout` it takes `key=` as well.
+  token_losses: Callable[..., jax.Array]
   # (params, tokens, positions, segments) -> f32[B, T, V]
   logits: Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
   # shapes of the params (from `jax.eval_shape(init, key)`) -> the same tree of `jax.P`
@@ -34,3 +48,9 @@ class LanguageModel(NamedTuple):
   vocab_size: int
   # axis sizes of a mesh -> None; ValueError where the model cannot be split over it
   check_partition: Callable[[Mapping[str, int]], None] | None = None
+  # For generation: (batch_size, length) -> an empty cache of `length` slots, and
+  # (params, tokens, positions, valid, cache) -> (f32[B, V], cache), the logits after the last
+  # of the T tokens that are appended to the cache; `valid` is bool[B, T].
+  empty_cache: Callable[[int, int], Cache] | None = None
+  extend: Callable[..., tuple[jax.Array, Cache]] | None = None
+  dropout: bool = False  # whether training draws noise

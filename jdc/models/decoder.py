@@ -1,4 +1,7 @@
-"""A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+"""A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, gated units.
+
+One implementation serves the published families; `DecoderConfig` says what differs.
+"""
 
 import functools
 import math
@@ -8,27 +11,26 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jdc.models import cross_entropy
-from jdc.models.base import BATCH_AXES, LanguageModel, Params
-from jdc.models.configs import DecoderConfig
+from jdc.models import attention, cross_entropy
+from jdc.models.attention import Context
+from jdc.models.base import BATCH_AXES, Cache, LanguageModel, Params
+from jdc.models.decoder_config import DecoderConfig
+from jdc.models.layers import Build, GatedUnit, Linear, RMSNorm, deviation
+from jdc.models.lora import LoraConfig, check_targets
+from jdc.models.moe import MixtureOfExperts
 from jdc.models.partition import check_partition, constrain, partition_specs
-
-
-class Context(NamedTuple):
-  """What every layer reads beside its input."""
-
-  cos_BxTx1xH: jax.Array  # f32, H half the features of a head
-  sin_BxTx1xH: jax.Array
-  mask_Bx1xTxT: jax.Array  # bool, query by key; True where attention may look
+from jdc.models.rotary import rotate
 
 
 def decoder(
-  config: DecoderConfig, loss_chunk: int | Literal["auto"] | None = "auto"
+  config: DecoderConfig,
+  loss_chunk: int | Literal["auto"] | None = "auto",
+  lora: LoraConfig | None = None,
 ) -> LanguageModel:
   """A decoder as pure functions over a nested dict of parameters.
 
-  For each layer, with N the RMSNorm, h <- h + Attention(N(h)), then h <- h + SwiGLU(N(h));
-  logits are N(h) W. The linear maps have no biases. Matrices start normal with standard
+  For each layer, with N the RMSNorm, h <- h + Attention(N(h)), then h <- h + MLP(N(h)), the
+  MLP a gated unit or a mixture of them; logits are N(h) W. Matrices start normal with standard
   deviation sqrt(2 / (5 width)), and 1 / sqrt(2 L) times that where they write to the residual
   stream.
 
@@ -36,12 +38,13 @@ def decoder(
     config: the architecture and its precision.
     loss_chunk: positions whose logits exist at a time in `token_losses`; `None` for all;
       "auto" as `cross_entropy.default_chunk_size` says.
+    lora: adapters, whose parameters lie beside the kernels as `lora_a` and `lora_b`.
 
   Returns:
     The model. Parameters of the layers are stacked on a leading axis of length L.
 
   Raises:
-    ValueError: if `loss_chunk` is none of these.
+    ValueError: if `loss_chunk` is none of these, or an adapter's target is no linear map.
 
   References:
     Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv:1910.07467.
@@ -73,10 +76,13 @@ def decoder(
     raise ValueError(
       f'loss_chunk must be "auto", None or at least 1 position, got {loss_chunk!r}'
     )
-  graphdef, _ = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+  if lora is not None:
+    check_targets(lora, config)
+  build = Build(config, lora)
+  graphdef, _ = nnx.split(nnx.eval_shape(lambda: Decoder(build, rngs=nnx.Rngs(0))))
 
   def init(key: jax.Array) -> Params:
-    return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(key)), nnx.Param))
+    return nnx.to_pure_dict(nnx.state(Decoder(build, rngs=nnx.Rngs(key)), nnx.Param))
 
   def hidden(
     params: Params, tokens: jax.Array, positions: jax.Array, segments: jax.Array
@@ -89,12 +95,13 @@ def decoder(
     targets: jax.Array,
     positions: jax.Array,
     segments: jax.Array,
+    key: jax.Array | None = None,
   ) -> jax.Array:
     model = nnx.merge(graphdef, params)
     chunk = loss_chunk
     if chunk == "auto":
       chunk = cross_entropy.default_chunk_size(tokens.shape[1], config.vocab_size)
-    hidden_BxTxD = model(tokens, positions, segments)
+    hidden_BxTxD = model(tokens, positions, segments, key)
     return cross_entropy.token_cross_entropy(
       hidden_BxTxD, model.output_matrix(), targets, chunk
     )
@@ -106,6 +113,14 @@ def decoder(
     hidden_BxTxD = model(tokens, positions, segments)
     return cross_entropy.float32_logits(hidden_BxTxD, model.output_matrix())
 
+  def extend(
+    params: Params, tokens: jax.Array, positions: jax.Array, valid: jax.Array, cache: Cache
+  ) -> tuple[jax.Array, Cache]:
+    model = nnx.merge(graphdef, params)
+    hidden_BxTxD, cache = model.extend(tokens, positions, valid, cache)
+    last_BxV = cross_entropy.float32_logits(hidden_BxTxD[:, -1:], model.output_matrix())[:, 0]
+    return last_BxV, cache
+
   return LanguageModel(
     init=init,
     hidden=hidden,
@@ -114,39 +129,71 @@ def decoder(
     partition_specs=partition_specs,
     vocab_size=config.vocab_size,
     check_partition=functools.partial(check_partition, config),
+    empty_cache=functools.partial(_empty_cache, config),
+    extend=extend,
+    dropout=lora is not None and lora.dropout > 0,
   )
 
 
 class Decoder(nnx.Module):
   """Embeds tokens, applies the layers, normalises."""
 
-  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-    self.config = config
-    initial, _ = _initializers(config)
+  def __init__(self, build: Build, *, rngs: nnx.Rngs):
+    self.config = config = build.config
     self.embedding = nnx.Embed(
       config.vocab_size,
       config.width,
       dtype=jnp.dtype(config.dtype),
       param_dtype=jnp.dtype(config.parameter_dtype),
-      embedding_init=initial,
+      embedding_init=nnx.initializers.normal(deviation(config, residual=False)),
       rngs=rngs,
     )
     # Stacked for the scan of `_apply_layers`, each layer with its own key.
     keys = jax.random.split(rngs.params(), config.num_layers)
-    self.layers = jax.vmap(lambda key: Layer(config, rngs=nnx.Rngs(key)))(keys)
-    self.final_norm = RMSNorm(config)
+    self.layers = jax.vmap(lambda key: Layer(build, rngs=nnx.Rngs(key)))(keys)
+    self.final_norm = RMSNorm(config, config.width)
     self.output = (
       None
       if config.tie_embeddings
-      else _linear(config, config.width, config.vocab_size, initial, rngs)
+      else Linear(build, "output", config.width, config.vocab_size, rngs=rngs)
     )
 
   def __call__(
-    self, tokens_BxT: jax.Array, positions_BxT: jax.Array, segments_BxT: jax.Array
+    self,
+    tokens_BxT: jax.Array,
+    positions_BxT: jax.Array,
+    segments_BxT: jax.Array,
+    key: jax.Array | None = None,
   ) -> jax.Array:
-    context = _context(self.config, positions_BxT, segments_BxT)
-    hidden_BxTxD = constrain(self.embedding(tokens_BxT), BATCH_AXES, None, None)
-    return self.final_norm(_apply_layers(self.layers, hidden_BxTxD, context, self.config.remat))
+    """Returns the normalised hidden states of whole rows; `key` draws dropout."""
+    context = attention.packed_context(self.config, positions_BxT, segments_BxT)
+    hidden_BxTxD = self._embed(tokens_BxT)
+    hidden_BxTxD, _ = _apply_layers(self.config, self.layers, hidden_BxTxD, context, key, None)
+    return self.final_norm(hidden_BxTxD)
+
+  def extend(
+    self,
+    tokens_BxT: jax.Array,
+    positions_BxT: jax.Array,
+    valid_BxT: jax.Array,
+    cache: Cache,
+  ) -> tuple[jax.Array, Cache]:
+    """Returns the normalised hidden states of the next T tokens of rows, and a longer cache."""
+    at = cache.length
+    cache = cache._replace(
+      positions=jax.lax.dynamic_update_slice_in_dim(cache.positions, positions_BxT, at, axis=1),
+      valid=jax.lax.dynamic_update_slice_in_dim(cache.valid, valid_BxT, at, axis=1),
+      length=at + tokens_BxT.shape[1],
+    )
+    context = attention.cached_context(self.config, positions_BxT, cache.positions, cache.valid)
+    kept = KeysAndValues(cache.keys, cache.values)
+    hidden_BxTxD, new = _apply_layers(
+      self.config, self.layers, self._embed(tokens_BxT), context, None, (kept, at)
+    )
+    assert new is not None
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=at, axis=2)
+    cache = cache._replace(keys=put(cache.keys, new.keys), values=put(cache.values, new.values))
+    return self.final_norm(hidden_BxTxD), cache
 
   def output_matrix(self) -> jax.Array:
     """The matrix from the final hidden states to logits, [D, V]."""
@@ -154,133 +201,154 @@ class Decoder(nnx.Module):
       return self.embedding.embedding[...].T
     return self.output.kernel[...]
 
-
-class Layer(nnx.Module):
-  """Attention and SwiGLU, each normalised before and added to the residual stream."""
-
-  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-    self.attention_norm = RMSNorm(config)
-    self.attention = Attention(config, rngs=rngs)
-    self.mlp_norm = RMSNorm(config)
-    self.mlp = SwiGLU(config, rngs=rngs)
-
-  def __call__(self, hidden_BxTxD: jax.Array, context: Context) -> jax.Array:
-    hidden_BxTxD += self.attention(self.attention_norm(hidden_BxTxD), context)
-    hidden_BxTxD += self.mlp(self.mlp_norm(hidden_BxTxD))
+  def _embed(self, tokens_BxT: jax.Array) -> jax.Array:
+    hidden_BxTxD = self.embedding(tokens_BxT)
+    if self.config.scale_embeddings:
+      hidden_BxTxD *= jnp.asarray(math.sqrt(self.config.width), hidden_BxTxD.dtype)
     return constrain(hidden_BxTxD, BATCH_AXES, None, None)
 
 
-class RMSNorm(nnx.Module):
-  """x / sqrt(mean x^2 + epsilon) times a learned scale, in float32."""
+class KeysAndValues(NamedTuple):
+  """Those of some tokens, rotated; stacked by layer outside the scan over layers."""
 
-  def __init__(self, config: DecoderConfig):
-    self.epsilon = config.norm_epsilon
-    self.scale = nnx.Param(jnp.ones(config.width, jnp.dtype(config.parameter_dtype)))
+  keys: jax.Array  # [B, S, M, H]
+  values: jax.Array
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    x32 = x.astype(jnp.float32)
-    mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-    normalised = x32 * jax.lax.rsqrt(mean_square + self.epsilon)
-    return (normalised * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+# The keys and values of a cache, and how many of its slots are filled.
+Kept = tuple[KeysAndValues, jax.Array]
+
+
+class Layer(nnx.Module):
+  """Attention and a gated unit, each normalised before and added to the residual stream."""
+
+  def __init__(self, build: Build, *, rngs: nnx.Rngs):
+    config = build.config
+    self.attention_norm = RMSNorm(config, config.width)
+    self.attention = Attention(build, rngs=rngs)
+    self.mlp_norm = RMSNorm(config, config.width)
+    unit = MixtureOfExperts if config.num_experts else GatedUnit
+    self.mlp = unit(build, rngs=rngs)
+    self.post_attention_norm = RMSNorm(config, config.width) if config.post_norms else None
+    self.post_mlp_norm = RMSNorm(config, config.width) if config.post_norms else None
+
+  def __call__(
+    self,
+    hidden_BxTxD: jax.Array,
+    context: attention.LayerContext,
+    key: jax.Array | None,
+    kept: Kept | None,
+  ) -> tuple[jax.Array, KeysAndValues]:
+    attended, new = self.attention(self.attention_norm(hidden_BxTxD), context, key, kept)
+    if self.post_attention_norm is not None:
+      attended = self.post_attention_norm(attended)
+    hidden_BxTxD += attended
+    mixed = self.mlp(self.mlp_norm(hidden_BxTxD), key)
+    if self.post_mlp_norm is not None:
+      mixed = self.post_mlp_norm(mixed)
+    return constrain(hidden_BxTxD + mixed, BATCH_AXES, None, None), new
 
 
 class Attention(nnx.Module):
   """Grouped-query attention with rotary positions."""
 
-  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-    size = config.features_per_head
+  def __init__(self, build: Build, *, rngs: nnx.Rngs):
+    config, size = build.config, build.config.features_per_head
     self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-    initial, residual = _initializers(config)
-    width = config.width
-    self.query = _linear(config, width, config.num_heads * size, initial, rngs)
-    self.key = _linear(config, width, config.num_kv_heads * size, initial, rngs)
-    self.value = _linear(config, width, config.num_kv_heads * size, initial, rngs)
-    self.attention_output = _linear(config, config.num_heads * size, width, residual, rngs)
+    self.scale, self.norm_each_head = config.attention_scale, config.qk_norm == "head"
 
-  def __call__(self, x_BxTxD: jax.Array, context: Context) -> jax.Array:
-    batch_size, num_positions, _ = x_BxTxD.shape
+    def linear(name: str, num_heads: int) -> Linear:
+      return Linear(
+        build,
+        f"layers/attention/{name}",
+        config.width,
+        num_heads * size,
+        rngs=rngs,
+        use_bias=config.attention_bias,
+      )
 
-    def heads(linear: nnx.Linear, num_heads: int) -> jax.Array:
-      y = linear(x_BxTxD).reshape(batch_size, num_positions, num_heads, -1)
-      return constrain(y, BATCH_AXES, None, "tensor", None)
+    def norm(num_heads: int) -> RMSNorm | None:
+      if config.qk_norm == "none":
+        return None
+      return RMSNorm(config, size if self.norm_each_head else num_heads * size)
 
-    attended = jax.nn.dot_product_attention(
-      _rotate(heads(self.query, self.num_heads), context),
-      _rotate(heads(self.key, self.num_kv_heads), context),
-      heads(self.value, self.num_kv_heads),
-      mask=context.mask_Bx1xTxT,
+    self.query = linear("query", config.num_heads)
+    self.key = linear("key", config.num_kv_heads)
+    self.value = linear("value", config.num_kv_heads)
+    self.attention_output = Linear(
+      build,
+      "layers/attention/attention_output",
+      config.num_heads * size,
+      config.width,
+      rngs=rngs,
+      residual=True,
     )
-    return self.attention_output(attended.reshape(batch_size, num_positions, -1))
+    self.query_norm, self.key_norm = norm(config.num_heads), norm(config.num_kv_heads)
+
+  def __call__(
+    self,
+    x_BxTxD: jax.Array,
+    context: attention.LayerContext,
+    key: jax.Array | None,
+    kept: Kept | None,
+  ) -> tuple[jax.Array, KeysAndValues]:
+    q = self._heads(self.query(x_BxTxD, key), self.num_heads, self.query_norm)
+    k = self._heads(self.key(x_BxTxD, key), self.num_kv_heads, self.key_norm)
+    v = self._heads(self.value(x_BxTxD, key), self.num_kv_heads, None)
+    q, k = rotate(q, context.rotation), rotate(k, context.rotation)
+    new = KeysAndValues(k, v)
+    if kept is not None:
+      put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=kept[1], axis=1)
+      k, v = jax.tree.map(put, kept[0], new)
+    attended = attention.attend(q, k, v, context, self.scale)
+    return self.attention_output(attended.reshape(*x_BxTxD.shape[:2], -1), key), new
+
+  def _heads(self, y: jax.Array, num_heads: int, norm: RMSNorm | None) -> jax.Array:
+    if norm is not None and not self.norm_each_head:
+      y = norm(y)
+    y = y.reshape(*y.shape[:2], num_heads, -1)
+    if norm is not None and self.norm_each_head:
+      y = norm(y)
+    return constrain(y, BATCH_AXES, None, "tensor", None)
 
 
-class SwiGLU(nnx.Module):
-  """(silu(x G) * x U) D."""
-
-  def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-    initial, residual = _initializers(config)
-    self.gate = _linear(config, config.width, config.mlp_width, initial, rngs)
-    self.up = _linear(config, config.width, config.mlp_width, initial, rngs)
-    self.down = _linear(config, config.mlp_width, config.width, residual, rngs)
-
-  def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
-    gated = jax.nn.silu(self.gate(x_BxTxD)) * self.up(x_BxTxD)
-    return self.down(constrain(gated, BATCH_AXES, None, "tensor"))
-
-
-def _apply_layers(layers: Layer, hidden: jax.Array, context: Context, remat: str) -> jax.Array:
+def _apply_layers(
+  config: DecoderConfig,
+  layers: Layer,
+  hidden: jax.Array,
+  context: Context,
+  key: jax.Array | None,
+  cache: Kept | None,
+) -> tuple[jax.Array, KeysAndValues | None]:
   # A scan, and not an nnx.List, keeps tracing and compilation flat in depth and the tree at 12
   # arrays for the optimizer and the checkpoint. On 2 CPU cores, forward and backward: 24 layers
   # trace and compile in 4.2 s against 6.4 s, 4 layers in 2.4 s against 1.5 s; steps take 1.02
-  # to 1.2 times those of the list. What differs between layers, such as a window, can be
-  # scanned beside the parameters; a slice of them can be scanned alone.
-  def one_layer(hidden: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
-    return layer(hidden, context), None
+  # to 1.2 times those of the list.
+  local = config.local_layers
+  flags = None if len(set(local)) == 1 else jnp.array(local)
+  keys = None if key is None else jax.random.split(key, config.num_layers)
+  kept = None if cache is None else cache[0]
 
-  if remat == "layer":
+  def one_layer(hidden: jax.Array, each: tuple) -> tuple[jax.Array, KeysAndValues | None]:
+    layer, flag, key, kept = each
+    seen = context.of(local[0] if flag is None else flag)
+    hidden, new = layer(hidden, seen, key, None if cache is None else (kept, cache[1]))
+    return hidden, None if cache is None else new
+
+  if config.remat == "layer":
     one_layer = jax.checkpoint(one_layer, prevent_cse=False)
-  return jax.lax.scan(one_layer, hidden, layers)[0]
+  return jax.lax.scan(one_layer, hidden, (layers, flags, keys, kept))
 
 
-def _context(config: DecoderConfig, positions: jax.Array, segments: jax.Array) -> Context:
-  half = config.features_per_head // 2
-  frequency_H = config.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle_BxTx1xH = positions[:, :, None, None].astype(jnp.float32) * frequency_H
-  num_positions = segments.shape[1]
-  # Padding is a segment like any other, since a softmax over nothing is undefined.
-  same_segment = segments[:, None, :, None] == segments[:, None, None, :]
-  causal_TxT = jnp.tril(jnp.ones((num_positions, num_positions), bool))
-  return Context(jnp.cos(angle_BxTx1xH), jnp.sin(angle_BxTx1xH), same_segment & causal_TxT)
+def _empty_cache(config: DecoderConfig, batch_size: int, length: int) -> Cache:
+  heads, size = config.num_kv_heads, config.features_per_head
+  shape = (config.num_layers, batch_size, length, heads, size)
 
+  def zeros() -> jax.Array:
+    empty = jnp.zeros(shape, jnp.dtype(config.dtype))
+    return constrain(empty, None, BATCH_AXES, None, "tensor", None)
 
-def _rotate(x_BxTxNxH: jax.Array, context: Context) -> jax.Array:
-  """Turns the pair of features (i, i + H / 2) by its angle, in float32."""
-  a, b = jnp.split(x_BxTxNxH.astype(jnp.float32), 2, axis=-1)
-  cos, sin = context.cos_BxTx1xH, context.sin_BxTx1xH
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BxTxNxH.dtype)
-
-
-def _initializers(
-  config: DecoderConfig,
-) -> tuple[nnx.initializers.Initializer, nnx.initializers.Initializer]:
-  """For maps out of the residual stream, and for those that write to it."""
-  deviation = config.initializer_scale * math.sqrt(2 / (5 * config.width))
-  residual_deviation = deviation / math.sqrt(2 * config.num_layers)
-  return nnx.initializers.normal(deviation), nnx.initializers.normal(residual_deviation)
-
-
-def _linear(
-  config: DecoderConfig,
-  in_features: int,
-  out_features: int,
-  initializer: nnx.initializers.Initializer,
-  rngs: nnx.Rngs,
-) -> nnx.Linear:
-  return nnx.Linear(
-    in_features,
-    out_features,
-    use_bias=False,
-    dtype=jnp.dtype(config.dtype),
-    param_dtype=jnp.dtype(config.parameter_dtype),
-    kernel_init=initializer,
-    rngs=rngs,
+  slots = (batch_size, length)
+  return Cache(
+    zeros(), zeros(), jnp.zeros(slots, jnp.int32), jnp.zeros(slots, bool), jnp.int32(0)
   )

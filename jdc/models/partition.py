@@ -12,9 +12,9 @@ from typing import Any
 import jax
 
 from jdc.models.base import MESH_AXES, Params
-from jdc.models.configs import DecoderConfig
+from jdc.models.decoder_config import DecoderConfig
 
-# The spec of a parameter without the leading layer axis, by the name of the module it is in.
+# The spec of a kernel or a norm without leading axes (layers, experts), by its module's name.
 _SPECS = {
   "embedding": jax.P("tensor", "fsdp"),
   "query": jax.P("fsdp", "tensor"),
@@ -27,6 +27,11 @@ _SPECS = {
   "attention_norm": jax.P("fsdp"),
   "mlp_norm": jax.P("fsdp"),
   "final_norm": jax.P("fsdp"),
+  "post_attention_norm": jax.P("fsdp"),
+  "post_mlp_norm": jax.P("fsdp"),
+  "query_norm": jax.P(None),
+  "key_norm": jax.P(None),
+  "router": jax.P("fsdp", None),
   "output": jax.P("fsdp", "tensor"),
 }
 
@@ -48,11 +53,16 @@ def partition_specs(shapes: Params) -> Any:
 
 def _spec(path: tuple[Any, ...], leaf: Any) -> jax.P:
   names = [entry.key for entry in path]
-  module = names[-2]
-  if module not in _SPECS:
+  if names[-2] not in _SPECS:
     raise ValueError(f"no partition rule for the parameter {'/'.join(names)}")
-  num_stacked = leaf.ndim - len(_SPECS[module])
-  return jax.P(*[None] * num_stacked, *_SPECS[module])
+  axes = tuple(_SPECS[names[-2]])
+  if names[-1] == "bias":
+    axes = axes[1:]
+  elif names[-1] == "lora_a":  # [in, rank]; the rank is small and not split
+    axes = (axes[0], None)
+  elif names[-1] == "lora_b":  # [rank, out]
+    axes = (None, axes[1])
+  return jax.P(*[None] * (leaf.ndim - len(axes)), *axes)
 
 
 def check_partition(config: DecoderConfig, mesh_shape: Mapping[str, int]) -> None:

@@ -167,6 +167,6 @@ def test_check_partition_names_absent_axes():
 
 def test_a_parameter_without_a_rule_is_an_error():
   with pytest.raises(
-    ValueError, match="no partition rule for the parameter layers/router/kernel"
+    ValueError, match="no partition rule for the parameter layers/gadget/kernel"
   ):
-    partition_specs({"layers": {"router": {"kernel": jnp.ones((2, 4))}}})
+    partition_specs({"layers": {"gadget": {"kernel": jnp.ones((2, 4))}}})
