@@ -1,123 +1,40 @@
-"""Decoders as `config.json` of the Hugging Face library transformers, read and written."""
+"""Decoders as the `config.json` of transformers, read and written."""
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jdc.models.decoder_config import DecoderConfig
+from jdc.models.hf_families import (
+  ACTIVATIONS,
+  FAMILIES,
+  Family,
+  not_implemented,
+  not_in_family,
+)
 from jdc.models.hf_rope import read_rope, write_rope
+from jdc.models.hf_windows import read_windows, write_windows
 
-_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-_LAYER_TYPES = {"full_attention": "global", "sliding_attention": "local"}
+Source = Mapping[str, Any] | str | os.PathLike[str]
+
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-
-
-class Family(NamedTuple):
-  """What an architecture of transformers fixes, and what it leaves open."""
-
-  architecture: str  # the class that AutoModelForCausalLM makes
-  fixed: Mapping[str, Any]  # fields of DecoderConfig that it does not leave open
-  windows: str = "none"  # which layers may have a window: "none", "all" of them, or "each"
-  defaults: Mapping[str, Any] = {}  # what transformers reads into keys that are absent
-  experts: str | None = None  # the key of the width of an expert; None: dense
-  free_heads: bool = True  # heads times their size may differ from the width
-
-
-_DENSE = {
-  "attention_bias": False,
-  "qk_norm": "none",
-  "norm_offset": 0.0,
-  "post_norms": False,
-  "scale_embeddings": False,
-  "attention_scale": None,
-  "local_rope_base": None,
+_SIZES = {
+  "vocab_size": "vocab_size",
+  "hidden_size": "width",
+  "num_hidden_layers": "num_layers",
+  "num_attention_heads": "num_heads",
 }
-_QWEN3 = _DENSE | {"qk_norm": "head"}
-_GEMMA3 = {
-  "attention_bias": False,
-  "qk_norm": "head",
-  "norm_offset": 1.0,
-  "post_norms": True,
-  "scale_embeddings": True,
-}
-# Published text parts of Gemma 3 leave out even sizes.
-_GEMMA3_DEFAULTS = {
-  "vocab_size": 262_208,
-  "num_attention_heads": 8,
-  "num_key_value_heads": 4,
-  "head_dim": 256,
-  "max_position_embeddings": 131_072,
-  "hidden_act": "gelu_pytorch_tanh",
-  "rope_theta": 1_000_000.0,
-  "rope_local_base_freq": 10_000.0,
-  "query_pre_attn_scalar": 256,
-  "sliding_window": 4096,
-  "tie_word_embeddings": True,
-}
-_WINDOW = {"sliding_window": 4096}
-
-FAMILIES: Mapping[str, Family] = {
-  "llama": Family("LlamaForCausalLM", _DENSE),
-  "mistral": Family("MistralForCausalLM", _DENSE, "all", _WINDOW),
-  "qwen2": Family("Qwen2ForCausalLM", _DENSE | {"attention_bias": True}, "each", _WINDOW),
-  "qwen3": Family("Qwen3ForCausalLM", _QWEN3, "each", {**_WINDOW, "head_dim": 128}),
-  "gemma3_text": Family("Gemma3ForCausalLM", _GEMMA3, "each", _GEMMA3_DEFAULTS),
-  "mixtral": Family(
-    "MixtralForCausalLM",
-    _DENSE | {"normalise_experts": True},
-    "all",
-    {"rope_theta": 1_000_000.0, "rms_norm_eps": 1e-5},
-    "intermediate_size",
-  ),
-  "qwen3_moe": Family("Qwen3MoeForCausalLM", _QWEN3, "all", _WINDOW, "moe_intermediate_size"),
-  "olmoe": Family(
-    "OlmoeForCausalLM",
-    _DENSE | {"qk_norm": "all_heads"},
-    "none",
-    {"rms_norm_eps": 1e-5},
-    "intermediate_size",
-    free_heads=False,
-  ),
-}
-
-# Keys that would change what a model computes, and the only values that change nothing here.
-# `None`, and an absent key, never change anything.
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-  "add_cross_attention": (False,),
-  "attention_bias": (False,),
-  "attention_dropout": (0,),
-  "attn_logit_softcapping": (),
-  "auto_map": (),
-  "clip_qkv": (),
-  "decoder_sparse_step": (1,),
-  "final_logit_softcapping": (),
-  "is_encoder_decoder": (False,),
-  "mlp_bias": (False,),
-  "mlp_only_layers": ([],),
-  "n_shared_experts": (0,),
-  "num_nextn_predict_layers": (0,),
-  "partial_rotary_factor": (1,),
-  "per_layer_config": ({}, []),
-  "pruned_heads": ({},),
-  "quantization_config": (),
-  "router_jitter_noise": (0,),
-  "shared_expert_intermediate_size": (0,),
-  "use_bidirectional_attention": (False,),
-  "use_mrope": (False,),
-}
+_NULL_MEANS = ("num_key_value_heads", "sliding_window")  # something else than an absent key
 
 
-def from_hf_config(
-  source: Mapping[str, Any] | str | os.PathLike[str], **changes: Any
-) -> DecoderConfig:
+def from_hf_config(source: Source, **changes: Any) -> DecoderConfig:
   """The decoder that a `config.json` of transformers 4 or 5 describes.
 
-  Keys that are absent have the value that transformers gives them. Keys that only concern
-  transformers itself, generation or the auxiliary loss of a router are not read; neither is the
-  precision, which is the caller's choice.
+  Absent keys have the value that transformers gives them. Keys that concern transformers
+  itself, generation or the auxiliary loss of a router are not read; neither is the precision,
+  which is the caller's choice.
 
   Args:
     source: the content of the file, its path, or the path of its folder. Of a multimodal
@@ -128,107 +45,116 @@ def from_hf_config(
     The decoder. `head_size` is always stated; layers that are all alike have no `layer_types`.
 
   Raises:
-    ValueError: listing every key, with its value, that asks for what the decoder lacks.
+    ValueError: listing every key, with its value, that is absent or asks for what the decoder
+      does not implement.
 
   Example:
     >>> sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
-    >>> layers = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    >>> from_hf_config({"model_type": "qwen2", **sizes, **layers}).attention_bias
+    >>> heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    >>> from_hf_config({"model_type": "qwen2"} | sizes | heads).attention_bias
     True
-    >>> from_hf_config({"model_type": "llama", "mlp_bias": True, **sizes, **layers})
+    >>> from_hf_config({"model_type": "llama", "mlp_bias": True} | sizes | heads)
     Traceback (most recent call last):
-    ValueError: the decoder does not implement mlp_bias True
+    ValueError: config.json: not implemented: mlp_bias True
   """
   raw = _text_part(_content(source))
   family = FAMILIES.get(str(raw.get("model_type")))
-  problems = list(_not_implemented(raw))
+  problems = list(not_implemented(raw))
   if family is None:
-    known = ", ".join(FAMILIES)
-    problems.insert(0, f"model_type {raw.get('model_type')!r} (accepted: {known})")
-    raise ValueError(_message(problems))
-  raw = {**family.defaults, **{k: v for k, v in raw.items() if v is not None or k in _NULLABLE}}
-  fields = dict(family.fixed)
-  fields |= _sizes(raw, family, problems)
-  window, layer_types = _windows(raw, family, problems)
-  fields |= {"sliding_window": window, "layer_types": layer_types}
-  fields |= read_rope(raw, window is not None, problems)
-  fields |= _others(raw, family, problems)
+    accepted = ", ".join(FAMILIES)
+    problems.insert(0, f"model_type {raw.get('model_type')!r} (accepted: {accepted})")
+    raise ValueError(f"config.json: not implemented: {'; '.join(problems)}")
+  stated = {k: v for k, v in raw.items() if v is not None or k in _NULL_MEANS}
+  raw = {**family.defaults, **stated}
+  rope = read_rope(raw, problems)
+  sizes = list(_size_problems(raw, family))
+  if sizes:  # what follows computes with them
+    raise ValueError(f"config.json: not implemented: {'; '.join(sizes + problems)}")
+  fields = {**family.fixed, **_fields(raw, family, problems), **rope}
+  window, kinds = read_windows(raw, family.windows, raw["num_hidden_layers"], problems)
+  if window is None:
+    fields["local_rope_base"] = None
   if problems:
-    raise ValueError(_message(problems))
-  return DecoderConfig(**{"family": raw["model_type"], **fields, **changes})
+    raise ValueError(f"config.json: not implemented: {'; '.join(problems)}")
+  return DecoderConfig(**(fields | {"sliding_window": window, "layer_types": kinds} | changes))
 
 
 def to_hf_config(
   config: DecoderConfig,
   *,
   dtype: str | None = None,
-  token_ids: Mapping[str, int | list[int] | None] | None = None,
+  token_ids: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """The `config.json` of a decoder, for transformers 4 and 5 alike.
-
-  Rotary positions are written as both versions name them, since version 4 would take its own
-  base where it does not find the name it knows.
 
   Args:
     config: the decoder.
     dtype: of the weights in the files; `None`: `config.parameter_dtype`.
-    token_ids: `bos_token_id`, `eos_token_id`, `pad_token_id`; those absent are written as null,
-      for the defaults of transformers belong to other vocabularies.
+    token_ids: `bos_token_id`, `eos_token_id`, `pad_token_id`, where there are any. Those absent
+      are written as null, since the defaults of transformers belong to other vocabularies.
 
   Returns:
     What is to be written as JSON.
 
   Raises:
-    ValueError: listing every field that the family `config.family` does not have in
-      transformers, and every token id outside the vocabulary.
+    ValueError: listing every field that the architecture `config.family` does not have, and
+      every token id outside the vocabulary.
+
+  Example:
+    >>> config = DecoderConfig(
+    ...   vocab_size=64,
+    ...   width=32,
+    ...   num_layers=2,
+    ...   num_heads=4,
+    ...   num_kv_heads=2,
+    ...   mlp_width=48,
+    ...   qk_norm="head",
+    ...   context_length=128,
+    ... )
+    >>> to_hf_config(config)
+    Traceback (most recent call last):
+    ValueError: a llama in transformers cannot have qk_norm 'head' (only 'none')
   """
   family = FAMILIES.get(config.family)
   if family is None:
     raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {config.family!r}")
-  problems = [*_not_in_family(config, family), *_token_problems(config, token_ids or {})]
+  token_ids = token_ids or {}
+  problems = [*not_in_family(config, family), *_gemma_problems(config)]
+  problems += _token_problems(config, token_ids)
   if problems:
-    raise ValueError(f"a {config.family} of transformers cannot have: " + "; ".join(problems))
-  activation = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}[config.activation]
+    raise ValueError(f"a {config.family} in transformers cannot have {'; '.join(problems)}")
   is_gemma = config.family == "gemma3_text"
-  result: dict[str, Any] = {
+  activation = {ours: theirs for theirs, ours in ACTIVATIONS.items()}[config.activation]
+  dtype = dtype or config.parameter_dtype
+  return {
     "architectures": [family.architecture],
     "model_type": config.family,
-    "vocab_size": config.vocab_size,
-    "hidden_size": config.width,
-    "intermediate_size": config.mlp_width,
-    "num_hidden_layers": config.num_layers,
-    "num_attention_heads": config.num_heads,
+    **{key: getattr(config, name) for key, name in _SIZES.items()},
     "num_key_value_heads": config.num_kv_heads,
     "head_dim": config.features_per_head,
+    "intermediate_size": config.mlp_width,
     "hidden_activation" if is_gemma else "hidden_act": activation,
     "max_position_embeddings": config.context_length,
     "rms_norm_eps": config.norm_epsilon,
     "tie_word_embeddings": config.tie_embeddings,
-    "dtype": dtype or config.parameter_dtype,
-    **{name: (token_ids or {}).get(name) for name in TOKEN_IDS},
+    **({"query_pre_attn_scalar": _query_scalar(config)} if is_gemma else {}),
     **write_rope(config),
-    **_write_windows(config, family),
-    **_write_experts(config, family),
+    **write_windows(config, family.windows),
+    **_expert_keys(config, family),
+    **{name: token_ids.get(name) for name in TOKEN_IDS},
+    "dtype": dtype,
+    "torch_dtype": dtype,  # the name before version 4.56
   }
-  if is_gemma:
-    result["query_pre_attn_scalar"] = _query_scalar(config)
-  elif config.family != "qwen2":
-    result["attention_bias"] = False
-  return result
 
 
-def read_token_ids(source: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str, Any]:
-  """The token ids that a `config.json` states, as `to_hf_config` takes them."""
+def read_token_ids(source: Source) -> dict[str, Any]:
+  """The token ids in a `config.json`, as `to_hf_config` takes them."""
   content = _content(source)
-  content = {**content, **(content.get("text_config") or {}), **_stated(content)}
-  return _stated(content)
-
-
-def _stated(content: Mapping[str, Any]) -> dict[str, Any]:
+  content = {**(content.get("text_config") or {}), **content}
   return {name: content[name] for name in TOKEN_IDS if content.get(name) is not None}
 
 
-def _content(source: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str, Any]:
+def _content(source: Source) -> dict[str, Any]:
   if isinstance(source, Mapping):
     return dict(source)
   path = Path(source)
@@ -238,19 +164,101 @@ def _content(source: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str, An
   except FileNotFoundError:
     raise ValueError(f"{path} does not exist") from None
   except ValueError as error:
-    raise ValueError(f"{path} is not JSON: {error}") from None
+    raise ValueError(f"{path} is not JSON: {error}") from error
   if not isinstance(content, dict):
     raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
   return content
 
 
 def _text_part(raw: dict[str, Any]) -> dict[str, Any]:
-  """The text model of a multimodal Gemma 3, which shares the keys of the whole."""
+  """The text model of a multimodal Gemma 3; some keys are stated for the whole only."""
   if raw.get("model_type") != "gemma3" or not isinstance(raw.get("text_config"), Mapping):
     return raw
-  shared = {k: raw[k] for k in ("tie_word_embeddings", "quantization_config") if k in raw}
-  return {**shared, **raw["text_config"], "model_type": "gemma3_text"}
+  whole = {k: raw[k] for k in ("tie_word_embeddings", "quantization_config") if k in raw}
+  return {**whole, **raw["text_config"], "model_type": "gemma3_text"}
 
 
-def _message(problems: list[str]) -> str:
-  return "the decoder does not implement " + "; ".join(problems)
+def _size_problems(raw: Mapping[str, Any], family: Family) -> Iterator[str]:
+  """Yields what the rest of the reading computes with and is not a positive whole number."""
+  needed = [*_SIZES, family.expert_width or "intermediate_size"]
+  if family.expert_width:
+    raw = {**raw, "num_experts": _num_experts(raw)}
+    needed += ["num_experts", "num_experts_per_tok"]
+  optional = ["num_key_value_heads", "head_dim", "query_pre_attn_scalar", "sliding_window"]
+  for key in needed + [key for key in optional if raw.get(key) is not None]:
+    value = raw.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+      yield f"{key} {value!r} (accepted: whole numbers from 1)"
+
+
+def _fields(raw: Mapping[str, Any], family: Family, problems: list[str]) -> dict[str, Any]:
+  """The fields that are a matter of one key each."""
+  heads = raw["num_attention_heads"]
+  fields = {name: raw[key] for key, name in _SIZES.items()}
+  head_size = raw.get("head_dim") or raw["hidden_size"] // heads
+  if family.width_is_heads and head_size * heads != raw["hidden_size"]:
+    problems.append(f"head_dim {head_size} of a {raw['model_type']}")
+  key = "hidden_activation" if raw["model_type"] == "gemma3_text" else "hidden_act"
+  if raw[key] not in ACTIVATIONS:
+    problems.append(f"{key} {raw[key]!r} (accepted: {', '.join(ACTIVATIONS)})")
+  if raw["model_type"] == "gemma3_text":
+    scalar = raw["query_pre_attn_scalar"]
+    fields["attention_scale"] = None if scalar == head_size else scalar**-0.5
+  if family.expert_width:
+    fields["num_experts"] = _num_experts(raw)
+    fields["experts_per_token"] = raw["num_experts_per_tok"]
+    fields["normalise_experts"] = raw.get("norm_topk_prob", True)
+  return fields | {
+    "family": raw["model_type"],
+    "mlp_width": raw[family.expert_width or "intermediate_size"],
+    "num_kv_heads": raw.get("num_key_value_heads") or heads,
+    "head_size": head_size,
+    "context_length": raw["max_position_embeddings"],
+    "activation": ACTIVATIONS.get(raw[key]),
+    "norm_epsilon": raw["rms_norm_eps"],
+    "tie_embeddings": raw["tie_word_embeddings"],
+  }
+
+
+def _num_experts(raw: Mapping[str, Any]) -> Any:
+  return raw.get("num_local_experts", raw.get("num_experts"))
+
+
+def _expert_keys(config: DecoderConfig, family: Family) -> dict[str, Any]:
+  if family.expert_width is None:
+    return {}
+  name = "num_local_experts" if config.family == "mixtral" else "num_experts"
+  keys: dict[str, Any] = {name: config.num_experts}
+  keys["num_experts_per_tok"] = config.experts_per_token
+  keys[family.expert_width] = config.mlp_width
+  if config.family != "mixtral":
+    keys["norm_topk_prob"] = config.normalise_experts
+  return keys
+
+
+def _query_scalar(config: DecoderConfig) -> int:
+  if config.attention_scale is None:
+    return config.features_per_head
+  return round(config.attention_scale**-2)
+
+
+def _gemma_problems(config: DecoderConfig) -> Iterator[str]:
+  if config.family != "gemma3_text":
+    return
+  scale = config.attention_scale
+  if scale is not None and (_query_scalar(config) or -1) ** -0.5 != scale:
+    yield f"attention_scale {scale!r} (only 1 / sqrt(n), n a whole number)"
+  if any(config.local_layers) and config.rope_scaling and config.local_rope_base is None:
+    yield "rope_scaling of local layers (local_rope_base must be stated)"
+
+
+def _token_problems(config: DecoderConfig, token_ids: Mapping[str, Any]) -> Iterator[str]:
+  for name, value in token_ids.items():
+    if name not in TOKEN_IDS:
+      yield f"{name} among token_ids (only {', '.join(TOKEN_IDS)})"
+      continue
+    ids = value if isinstance(value, list) and name == "eos_token_id" else [value]
+    for token in ids:
+      known = isinstance(token, int) and 0 <= token < config.vocab_size
+      if token is not None and not known:
+        yield f"{name} {token!r} (only 0 to {config.vocab_size - 1})"
