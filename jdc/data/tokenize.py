@@ -53,7 +53,7 @@ def byte_tokenizer() -> Tokenizer:
     return [encode(text) for text in texts]
 
   def decode(ids: Sequence[int] | np.ndarray) -> str:
-    ids = _checked_ids(ids, 258)
+    ids = checked_ids(ids, 258)
     return ids[ids < 256].astype(np.uint8).tobytes().decode("utf-8", "backslashreplace")
 
   return Tokenizer(encode, encode_batch, decode, 258, 256, 257, "bytes-256-257")
@@ -106,13 +106,13 @@ def from_file(
 
   def encode_batch(texts: Sequence[str]) -> list[Encoded]:
     encodings = model.encode_batch(list(texts), add_special_tokens=False)
-    return [_encoded(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+    return [encoded(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
   def encode(text: str) -> Encoded:
-    return _encoded(text, model.encode(text, add_special_tokens=False))
+    return encoded(text, model.encode(text, add_special_tokens=False))
 
   def decode(ids: Sequence[int] | np.ndarray) -> str:
-    return model.decode(_checked_ids(ids, vocab_size).tolist())
+    return model.decode(checked_ids(ids, vocab_size).tolist())
 
   bos_id = None if bos_token is None else vocabulary[bos_token]
   eos_id = None if eos_token is None else vocabulary[eos_token]
@@ -120,25 +120,27 @@ def from_file(
   return Tokenizer(encode, encode_batch, decode, vocab_size, bos_id, eos_id, digest.hexdigest())
 
 
-def _encoded(text: str, encoding: Any) -> Encoded:
+def encoded(text: str, encoding: Any) -> Encoded:
+  """Returns the ids and byte starts of an encoding of the package `tokenizers`."""
   ids = np.array(encoding.ids, np.int32)
   if not len(ids):
     return ids, ids
   starts = np.array(encoding.offsets, np.int64)[:, 0]
   starts[0] = 0  # what the tokenizer drops before the first token counts for that token
   if not text.isascii():
-    starts = _char_byte_starts(text)[starts]
+    starts = char_byte_starts(text)[starts]
   return ids, np.maximum.accumulate(starts).astype(np.int32)
 
 
-def _char_byte_starts(text: str) -> np.ndarray:
+def char_byte_starts(text: str) -> np.ndarray:
   """Returns the byte offset of every character, and the number of bytes at the end."""
   chars = np.frombuffer(text.encode("utf-32-le"), np.uint32)
   num_bytes = 1 + (chars >= 0x80).astype(np.int64) + (chars >= 0x800) + (chars >= 0x10000)
   return np.concatenate([[0], np.cumsum(num_bytes)])
 
 
-def _checked_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
+def checked_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
+  """Returns the ids as i64[n]; ValueError where one is not in the vocabulary."""
   ids = np.asarray(ids, np.int64).reshape(-1)
   if bad := sorted({*ids[(ids < 0) | (ids >= vocab_size)].tolist()}):
     raise ValueError(f"token ids must be in [0, {vocab_size}), got {bad[:10]}")
