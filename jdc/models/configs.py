@@ -56,7 +56,7 @@ _GEMMA3: dict[str, Any] = {
 
 def llama2_7b(**changes: Any) -> DecoderConfig:
   """Llama 2 7B: 6,738,415,616 parameters."""
-  own = {
+  own: dict[str, Any] = {
     "vocab_size": 32_000,
     "width": 4096,
     "num_layers": 32,
@@ -72,7 +72,7 @@ def llama2_7b(**changes: Any) -> DecoderConfig:
 
 def llama3_1_8b(**changes: Any) -> DecoderConfig:
   """Llama 3.1 8B: 8,030,261,248 parameters."""
-  own = {
+  own: dict[str, Any] = {
     "width": 4096,
     "num_layers": 32,
     "num_heads": 32,
@@ -90,7 +90,7 @@ def llama3_2_1b(**changes: Any) -> DecoderConfig:
     >>> llama3_2_1b(remat="layer").width
     2048
   """
-  own = {
+  own: dict[str, Any] = {
     "width": 2048,
     "num_layers": 16,
     "num_heads": 32,
@@ -104,7 +104,7 @@ def llama3_2_1b(**changes: Any) -> DecoderConfig:
 
 def llama3_2_3b(**changes: Any) -> DecoderConfig:
   """Llama 3.2 3B: 3,212,749,824 parameters."""
-  own = {
+  own: dict[str, Any] = {
     "width": 3072,
     "num_layers": 28,
     "num_heads": 24,
@@ -121,7 +121,7 @@ def mistral_7b(**changes: Any) -> DecoderConfig:
 
   v0.3 is `mistral_7b(vocab_size=32_768, rope_base=1_000_000.0, sliding_window=None)`.
   """
-  own = {
+  own: dict[str, Any] = {
     "family": "mistral",
     "vocab_size": 32_000,
     "width": 4096,
@@ -139,7 +139,7 @@ def mistral_7b(**changes: Any) -> DecoderConfig:
 
 def qwen2_5_0_5b(**changes: Any) -> DecoderConfig:
   """Qwen2.5 0.5B: 494,032,768 parameters."""
-  own = {
+  own: dict[str, Any] = {
     "width": 896,
     "num_layers": 24,
     "num_heads": 14,
@@ -154,7 +154,7 @@ def qwen2_5_0_5b(**changes: Any) -> DecoderConfig:
 
 def qwen2_5_1_5b(**changes: Any) -> DecoderConfig:
   """Qwen2.5 1.5B: 1,543,714,304 parameters; the instruct model states 32,768 positions."""
-  own = {
+  own: dict[str, Any] = {
     "width": 1536,
     "num_layers": 28,
     "num_heads": 12,
@@ -168,7 +168,7 @@ def qwen2_5_1_5b(**changes: Any) -> DecoderConfig:
 
 def qwen2_5_7b(**changes: Any) -> DecoderConfig:
   """Qwen2.5 7B: 7,615,616,512 parameters; the instruct model states 32,768 positions."""
-  own = {
+  own: dict[str, Any] = {
     "vocab_size": 152_064,
     "width": 3584,
     "num_layers": 28,
@@ -182,19 +182,19 @@ def qwen2_5_7b(**changes: Any) -> DecoderConfig:
 
 def qwen3_0_6b(**changes: Any) -> DecoderConfig:
   """Qwen3 0.6B: 596,049,920 parameters."""
-  own = {"width": 1024, "num_layers": 28, "mlp_width": 3072}
+  own: dict[str, Any] = {"width": 1024, "num_layers": 28, "mlp_width": 3072}
   return DecoderConfig(**(_QWEN3 | own | changes))
 
 
 def qwen3_1_7b(**changes: Any) -> DecoderConfig:
   """Qwen3 1.7B: 1,720,574,976 parameters."""
-  own = {"width": 2048, "num_layers": 28, "mlp_width": 6144}
+  own: dict[str, Any] = {"width": 2048, "num_layers": 28, "mlp_width": 6144}
   return DecoderConfig(**(_QWEN3 | own | changes))
 
 
 def qwen3_30b_a3b(**changes: Any) -> DecoderConfig:
   """Qwen3 30B-A3B, 128 experts of which 8 are chosen: 30,532,122,624 parameters."""
-  own = {
+  own: dict[str, Any] = {
     "family": "qwen3_moe",
     "width": 2048,
     "num_layers": 48,
@@ -210,19 +210,19 @@ def qwen3_30b_a3b(**changes: Any) -> DecoderConfig:
 
 def gemma3_270m(**changes: Any) -> DecoderConfig:
   """Gemma 3 270M: 268,098,176 parameters."""
-  own = {"width": 640, "num_layers": 18, "mlp_width": 2048}
+  own: dict[str, Any] = {"width": 640, "num_layers": 18, "mlp_width": 2048}
   return _gemma3(own | changes)
 
 
 def gemma3_1b(**changes: Any) -> DecoderConfig:
   """Gemma 3 1B: 999,885,952 parameters."""
-  own = {"width": 1152, "num_layers": 26, "mlp_width": 6912}
+  own: dict[str, Any] = {"width": 1152, "num_layers": 26, "mlp_width": 6912}
   return _gemma3(own | changes)
 
 
 def mixtral_8x7b(**changes: Any) -> DecoderConfig:
   """Mixtral 8x7B v0.1, 8 experts of which 2 are chosen: 46,702,792,704 parameters."""
-  own = {
+  own: dict[str, Any] = {
     "family": "mixtral",
     "vocab_size": 32_000,
     "width": 4096,
@@ -242,7 +242,7 @@ def mixtral_8x7b(**changes: Any) -> DecoderConfig:
 
 def olmoe_1b_7b(**changes: Any) -> DecoderConfig:
   """OLMoE 1B-7B 0924, 64 experts of which 8 are chosen: 6,919,161,856 parameters."""
-  own = {
+  own: dict[str, Any] = {
     "family": "olmoe",
     "vocab_size": 50_304,
     "width": 2048,
