@@ -227,7 +227,7 @@ def _print_flops(
     mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"),
                          axis_types=(jax.sharding.AxisType.Auto,) * 3)  # fmt: skip
     with jax.set_mesh(mesh):
-      state = state_lib.abstract(model, optimizer, states, mesh)
+      state = state_lib.abstract(state_lib.Start(model), optimizer, states, mesh)
       ints = jax.ShapeDtypeStruct((BATCH.value,), jnp.int32)
       floats = jax.ShapeDtypeStruct((BATCH.value,), jnp.float32)
       batch = Batch(rows, rows, ints, ints, floats, floats, floats)

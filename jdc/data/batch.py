@@ -12,7 +12,7 @@ class RowInputs(NamedTuple):
   tokens: Any  # i32[B, T], inputs
   targets: Any  # i32[B, T], the token after each input
   positions: Any  # i32[B, T], from 0 in each segment
-  segments: Any  # i32[B, T], of the inputs; 0 is padding
+  segments: Any  # i32[B, T], of the inputs, from 1 on; 0 is padding
   mask: Any  # bool[B, T], True where the target counts
 
 
@@ -23,8 +23,8 @@ def inputs_and_targets(tokens_BxT1: Any, segments_BxT1: Any) -> RowInputs:
 
   Args:
     tokens_BxT1: i32[B, T + 1].
-    segments_BxT1: i32[B, T + 1], equal within a document and different in neighbouring ones;
-      0 is padding.
+    segments_BxT1: i32[B, T + 1], 1, 2, ... along a row, a number for each document; negative
+      where a token is read but not to be predicted, as in a prompt; 0 is padding.
 
   Returns:
     The inputs, their targets, positions, segments and the mask of targets that count.
@@ -38,6 +38,9 @@ def inputs_and_targets(tokens_BxT1: Any, segments_BxT1: Any) -> RowInputs:
     ... )
     >>> rows.positions.tolist(), rows.mask.astype(int).tolist()
     ([[0, 1, 2, 0, 1]], [[1, 1, 0, 1, 0]])
+    >>> prompted = inputs_and_targets(np.array([[5, 6, 7, 8]]), np.array([[-1, -1, 1, 1]]))
+    >>> prompted.segments.tolist(), prompted.mask.astype(int).tolist()
+    ([[1, 1, 1]], [[0, 1, 1]])
   """
   if tokens_BxT1.shape != segments_BxT1.shape:
     raise ValueError(
@@ -46,6 +49,8 @@ def inputs_and_targets(tokens_BxT1: Any, segments_BxT1: Any) -> RowInputs:
   if tokens_BxT1.ndim != 2 or tokens_BxT1.shape[1] < 2:
     raise ValueError(f"rows must be [B, T + 1] with T >= 1, got {tokens_BxT1.shape}")
   xp = tokens_BxT1.__array_namespace__()
+  predicted_BxT = segments_BxT1[:, 1:] > 0
+  segments_BxT1 = xp.abs(segments_BxT1)
   segments_BxT = segments_BxT1[:, :-1]
   first_Bx1 = xp.ones_like(segments_BxT[:, :1], dtype=bool)
   starts_BxT = xp.concat([first_Bx1, segments_BxT[:, 1:] != segments_BxT[:, :-1]], axis=1)
@@ -56,7 +61,7 @@ def inputs_and_targets(tokens_BxT1: Any, segments_BxT1: Any) -> RowInputs:
     targets=tokens_BxT1[:, 1:].astype(xp.int32),
     positions=(index_T - start_BxT).astype(xp.int32),
     segments=segments_BxT.astype(xp.int32),
-    mask=(segments_BxT1[:, 1:] == segments_BxT) & (segments_BxT != 0),
+    mask=(segments_BxT1[:, 1:] == segments_BxT) & predicted_BxT,
   )
 
 

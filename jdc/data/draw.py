@@ -10,13 +10,18 @@ from collections.abc import Callable
 import numpy as np
 
 from jdc.data import inside
-from jdc.data.plan import Exhausted, PlanSpec, PlanState, Queue, RoundRows, Rows
+from jdc.data.fill import fill
+from jdc.data.plan import NO_ROWS, Exhausted, PlanSpec, PlanState, Queue, RoundRows, Rows
 from jdc.policies import sampling
 
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 # (rows of the pool i64[n], seed of the order) -> a permutation i64[n] of their positions
 Arrange = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+Lengths = Callable[[np.ndarray], np.ndarray]  # records of the pool i64[n] -> tokens i64[n]
+
+# Tokens drawn before rows are filled, in units of what the rows hold: see `fill.fill`.
+_LOOK_AHEAD = 2.0
 
 
 class Plan:
@@ -25,6 +30,7 @@ class Plan:
   Args:
     spec: what stays fixed.
     arrange: under an ordering, puts the rows of a queue in order.
+    lengths: where records are packed into rows, their tokens.
 
   Example:
     >>> from jdc.data.plan import initial_state
@@ -35,11 +41,15 @@ class Plan:
     [0, 0, 0, 1]
   """
 
-  def __init__(self, spec: PlanSpec, arrange: Arrange | None = None):
+  def __init__(
+    self, spec: PlanSpec, arrange: Arrange | None = None, lengths: Lengths | None = None
+  ):
     if spec.ordered != (arrange is not None):
       raise ValueError("a plan needs `arrange` if and only if it is ordered")
+    if spec.packed != (lengths is not None):
+      raise ValueError("a plan needs `lengths` if and only if its rows are packed")
     self.spec = spec
-    self._arrange = arrange
+    self._arrange, self._lengths = arrange, lengths
     self._starts_K = np.concatenate([[0], np.cumsum(spec.domain_sizes)])
     self._starts_G = self._starts_K if spec.mixed else self._starts_K[[0, -1]]
     self._phase = inside.generator(spec.seed, inside.OFFSET).random()
@@ -59,6 +69,7 @@ class Plan:
       raise ValueError("draw='shuffle' takes no round decision; choose another draw")
     started = state._replace(
       round_step=np.zeros_like(state.round_step),
+      round_draws=np.zeros_like(state.round_draws),
       round_drawn_G=np.zeros_like(state.round_drawn_G),
     )
     self.resume_round(started, rows)
@@ -79,27 +90,70 @@ class Plan:
   def draw(self, state: PlanState) -> tuple[Rows, PlanState]:
     """Returns the rows of the next step and the state after it.
 
+    Packed rows are filled from the records that were drawn and not yet placed, and as many more
+    as that takes; a new decision reaches the records that are drawn from then on.
+
     Raises:
       Exhausted: when `max_epochs` leaves too few rows for a batch.
       ValueError: if a round decision is missing or leaves no row of a domain that is drawn, or
         the mixture decision is no distribution.
     """
+    if self.spec.draw != "shuffle" and self._round is None:
+      raise ValueError(f"draw={self.spec.draw!r} needs start_round before the first draw")
+    if self.spec.packed:
+      rows, state, p_G = self._draw_packed(state)
+    else:
+      rows, state, p_G = self._draw_rows(state)
+    return rows, self._advance(state, rows, p_G)
+
+  def _draw_packed(self, state: PlanState) -> tuple[Rows, PlanState, np.ndarray]:
+    spec, lengths = self.spec, self._lengths
+    assert lengths is not None
+    assert state.pending is not None
+    pending, p_G = state.pending, np.ones(len(spec.group_sizes))
+    num_carried, wanted = len(pending.example_id), spec.batch_size * spec.row_tokens
+    length_n = lengths(pending.example_id)
+    while length_n.sum() < _LOOK_AHEAD * wanted:
+      try:
+        drawn, state, p_G = self._draw_rows(state)
+      except Exhausted:
+        if not len(length_n):
+          raise
+        break  # what is left fills the last rows
+      pending = Rows(*map(np.concatenate, zip(pending, drawn, strict=True)))
+      length_n = np.concatenate([length_n, lengths(drawn.example_id)])
+    size = (spec.batch_size, spec.max_segments)
+    filled = fill(length_n, size[0], spec.row_tokens, size[1], num_carried)
+    placed = filled.row >= 0
+    empty = Rows(*(np.zeros(size, x.dtype) for x in NO_ROWS))
+    empty.example_id[:] = -1
+    for field in empty[2:]:  # probabilities and weights that can be divided by
+      field[:] = 1
+    for packed, values in zip(empty, pending, strict=True):
+      packed[filled.row[placed], filled.segment[placed]] = values[placed]
+    state = state._replace(pending=Rows(*(x[~placed] for x in pending)))
+    return empty, state, p_G
+
+  def _draw_rows(self, state: PlanState) -> tuple[Rows, PlanState, np.ndarray]:
     spec = self.spec
-    if spec.draw != "shuffle" and self._round is None:
-      raise ValueError(f"draw={spec.draw!r} needs start_round before the first draw")
     if spec.mixed:
       asked_K = self._mixture(state)
       counts_G, p_G = self._domain_counts(state, asked_K)
       p_K = p_G
     else:
-      counts_G, p_G = np.array([spec.batch_size]), np.ones(1)
+      counts_G, p_G = np.array([spec.num_drawn]), np.ones(1)
       asked_K = p_K = self._pool_probabilities()
     parts, state = self._draw_groups(state, counts_G, p_G)
     ids_B = np.concatenate([self._starts_G[g] + drawn.rows for g, drawn in parts])
     probability_B = np.concatenate([p_G[g] * drawn.probabilities for g, drawn in parts])
     weight_B = np.concatenate([drawn.weights for _, drawn in parts])
-    rows = self._rows(int(state.step), ids_B, probability_B, weight_B, p_K)
-    return rows, self._advance(state, rows, asked_K, p_G)
+    rows = self._rows(int(state.draws), ids_B, probability_B, weight_B, p_K)
+    state = state._replace(
+      draws=state.draws + 1,
+      round_draws=state.round_draws + 1,
+      asked_K=state.asked_K + spec.num_drawn * asked_K,
+    )
+    return rows, state, p_G
 
   def _mixture(self, state: PlanState) -> np.ndarray:
     """The probabilities f64[K] that the oldest decision in flight asks for."""
@@ -132,7 +186,7 @@ class Plan:
     ends = self._round_ends(state, p_G, counts_G)
     for group, share in enumerate(p_G):
       wanted, count = self._round_rows(group, share), int(counts_G[group])
-      if int(state.round_step) == 0:
+      if int(state.round_draws) == 0:
         # What the last round left heads the queue, and is part of a round of fixed length.
         left = len(state.queues[group].rows) if self.spec.round_ends == "steps" else 0
         state = self._fill(state, group, wanted - left)
@@ -148,7 +202,7 @@ class Plan:
   def _round_rows(self, group: int, share: float) -> int:
     """Rows of a group that a round is expected to take."""
     if self.spec.round_ends == "steps":
-      return math.ceil(share * self.spec.batch_size * self.spec.steps_per_round)
+      return math.ceil(share * self.spec.num_drawn * self.spec.steps_per_round)
     assert self._round is not None
     return int(self._round.sizes_G[group]) if share > 0 else 0
 
@@ -192,14 +246,14 @@ class Plan:
 
   def _rows(
     self,
-    step: int,
+    draw: int,
     ids_B: np.ndarray,
     probability_B: np.ndarray,
     weight_B: np.ndarray,
     p_K: np.ndarray,
   ) -> Rows:
     # Domains are interleaved, so that every slice of the batch is a sample of all of them.
-    noise_B = inside.generator(self.spec.seed, inside.BATCH, step).random(len(ids_B))
+    noise_B = inside.generator(self.spec.seed, inside.BATCH, draw).random(len(ids_B))
     order_B = np.argsort(noise_B, kind="stable")
     ids_B = ids_B[order_B]
     domain_B = np.searchsorted(self._starts_K, ids_B, side="right") - 1
@@ -218,37 +272,36 @@ class Plan:
     sizes_K = np.asarray(self.spec.domain_sizes, np.float64)
     return sizes_K / sizes_K.sum()
 
-  def _advance(
-    self, state: PlanState, rows: Rows, asked_K: np.ndarray, p_G: np.ndarray
-  ) -> PlanState:
+  def _advance(self, state: PlanState, rows: Rows, p_G: np.ndarray) -> PlanState:
     spec = self.spec
     round_step = state.round_step + 1
     full = spec.round_ends == "steps" and int(round_step) == spec.steps_per_round
     ended = full or self._round_ends(state, p_G, counts_G=0)
-    seen_K = np.bincount(rows.domain, minlength=len(spec.domain_sizes))
+    domain = rows.domain[rows.example_id >= 0]
+    seen_K = np.bincount(domain, minlength=len(spec.domain_sizes))
     return state._replace(
       step=state.step + 1,
       round=state.round + 1 if ended else state.round,
       round_step=np.zeros_like(round_step) if ended else round_step,
+      round_draws=np.zeros_like(round_step) if ended else state.round_draws,
       round_drawn_G=np.zeros_like(state.drawn_G) if ended else state.round_drawn_G,
       seen_K=state.seen_K + seen_K,
-      asked_K=state.asked_K + spec.batch_size * asked_K,
     )
 
   def _domain_counts(self, state: PlanState, p_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows to draw from each domain, and the probabilities in force, f64[K]."""
-    spec, size = self.spec, self.spec.batch_size
+    spec, size = self.spec, self.spec.num_drawn
     left_K = spec.capacity_K - state.drawn_G
     left_K += [len(queue.rows) for queue in state.queues] or 0
     if spec.domain_draw == "one":
       p_K = self._open_only(p_K, left_K >= size, left_K)
-      uniform = inside.generator(spec.seed, inside.ONE, int(state.step)).random(1)
+      uniform = inside.generator(spec.seed, inside.ONE, int(state.draws)).random(1)
       with np.errstate(divide="ignore"):  # a probability of 0 is never drawn
         domain = sampling.multinomial(uniform, np.log(p_K))
       return np.bincount(domain, minlength=len(p_K)) * size, p_K
     p_K = self._open_only(p_K, left_K > 0, left_K)
     # A low-discrepancy phase makes the shares over many steps as even as those of one batch.
-    offset = (self._phase + int(state.step) * _GOLDEN_RATIO) % 1.0
+    offset = (self._phase + int(state.draws) * _GOLDEN_RATIO) % 1.0
     counts_K, rest_K = np.zeros(len(p_K), np.int64), p_K
     while (missing := size - int(counts_K.sum())) > 0:
       rest_K = self._open_only(rest_K, left_K > counts_K, left_K)
@@ -268,7 +321,7 @@ class Plan:
   def _exhausted_message(self, left_K: np.ndarray) -> str:
     left = dict(zip(self.spec.domain_names, left_K.tolist(), strict=True))
     return (
-      f"max_epochs={self.spec.max_epochs} leaves no batch of {self.spec.batch_size} rows; "
+      f"max_epochs={self.spec.max_epochs} leaves no batch of {self.spec.num_drawn} rows; "
       f"rows left by domain: {left}"
     )
 

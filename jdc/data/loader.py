@@ -13,7 +13,7 @@ from jdc.data.draw import Arrange, Plan
 
 
 class Table(Protocol):
-  """Packed rows of one domain with random access, such as `pack.RowTable`."""
+  """Rows of one domain with random access: `rows.RowTable`, or `records.RecordTable`."""
 
   def __len__(self) -> int: ...
 
@@ -25,15 +25,24 @@ class Table(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """One step's rows, over all processes."""
+  """One step's rows, over all processes.
+
+  Where rows are packed, each holds up to S records of the pool, the s-th one in segment s + 1,
+  and what is said of a record has shape [B, S].
+  """
 
   tokens: Any  # i32[B, T + 1]
-  segments: Any  # i32[B, T + 1], document of each token within the row, 0: padding
-  example_id: Any  # i32[B], row in the pool, -1: padding
-  domain: Any  # i32[B]
-  sampling_probability: Any  # f32[B]
-  domain_probability: Any  # f32[B]
-  weight: Any  # f32[B], decided for the row at the start of the round, else 1
+  segments: Any  # i32[B, T + 1], as `batch.inputs_and_targets` reads them
+  example_id: Any  # i32[B] or [B, S], row in the pool, -1: padding
+  domain: Any  # i32[B] or [B, S]
+  sampling_probability: Any  # f32[B] or [B, S]
+  domain_probability: Any  # f32[B] or [B, S]
+  weight: Any  # f32[B] or [B, S], decided at the start of the round, else 1
+
+  @property
+  def max_segments(self) -> int | None:
+    """The most records of a packed row, S; `None` where a row is one row of the pool."""
+    return self.example_id.shape[1] if self.example_id.ndim == 2 else None
 
 
 class Pool:
@@ -62,9 +71,34 @@ class Pool:
       tokens_BxT[at], segments_BxT[at] = self.tables[k].rows(ids_B[at] - self.starts_K[k])
     return tokens_BxT, segments_BxT
 
+  def lengths(self, ids_n: np.ndarray) -> np.ndarray:
+    """Returns the tokens of each record, i64[n]; its tables must hold records."""
+    lengths_n, domain_n = np.zeros(len(ids_n), np.int64), self.domain(ids_n)
+    for k in np.unique(domain_n):
+      at = np.flatnonzero(domain_n == k)
+      lengths_n[at] = self.tables[k].lengths[ids_n[at] - self.starts_K[k]]
+    return lengths_n
+
+  def packed(self, ids_BxS: np.ndarray, wanted_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the records of each row, one after the other, as i32[B, T + 1]."""
+    tokens_BxT = np.zeros((len(ids_BxS), self.sequence_length + 1), np.int32)
+    segments_BxT = np.zeros_like(tokens_BxT)
+    row_n, place_n = np.nonzero((ids_BxS >= 0) & wanted_B[:, None])
+    tokens_nxT, segments_nxT = self.rows(ids_BxS[row_n, place_n], np.ones(len(row_n), bool))
+    used_B = np.zeros(len(ids_BxS), np.int64)
+    for row, place, tokens_T, segments_T in zip(
+      row_n, place_n, tokens_nxT, segments_nxT, strict=True
+    ):
+      start, length = used_B[row], np.count_nonzero(segments_T)
+      tokens_BxT[row, start : start + length] = tokens_T[:length]
+      segments_BxT[row, start : start + length] = segments_T[:length] * (place + 1)
+      used_B[row] += length
+    return tokens_BxT, segments_BxT
+
   def batch(self, rows: plan_lib.Rows, sharding: jax.NamedSharding | None) -> Batch:
     """Assembles the batch; each process reads the rows of its own devices only."""
-    tokens_BxT, segments_BxT = self.rows(rows.example_id, local_rows(rows.example_id, sharding))
+    read = self.packed if rows.example_id.ndim == 2 else self.rows
+    tokens_BxT, segments_BxT = read(rows.example_id, local_rows(rows.example_id, sharding))
     batch = Batch(tokens_BxT, segments_BxT, *rows)
     return batch if sharding is None else place(batch, sharding)
 
@@ -74,7 +108,7 @@ def local_rows(ids_B: np.ndarray, sharding: jax.NamedSharding | None) -> np.ndar
   if sharding is None or sharding.is_fully_addressable:
     return np.ones(len(ids_B), bool)
   wanted_B = np.zeros(len(ids_B), bool)
-  for index in sharding.addressable_devices_indices_map(ids_B.shape).values():
+  for index in sharding.addressable_devices_indices_map(wanted_B.shape).values():
     assert index is not None
     wanted_B[index] = True
   return wanted_B
@@ -122,7 +156,8 @@ class Loader(grain.IterDataset):
     self._initial = plan_lib.initial_state(spec, mixture_logits)
 
   def __iter__(self) -> "LoaderIterator":
-    plan = Plan(self.spec, self._arrange)
+    lengths = self.pool.lengths if self.spec.packed else None
+    plan = Plan(self.spec, self._arrange, lengths)
     return LoaderIterator(self.pool, plan, self._initial, self.sharding)
 
 

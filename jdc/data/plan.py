@@ -26,7 +26,7 @@ class PlanSpec:
 
   domain_names: tuple[str, ...]
   domain_sizes: tuple[int, ...]  # rows
-  batch_size: int  # rows drawn in a step, over all processes
+  batch_size: int  # rows of a step, over all processes
   seed: int
   mixed: bool  # a mixture acts; otherwise the pool is drawn from as a whole
   ordered: bool = False  # an ordering acts: rows pass through a queue for each group
@@ -38,6 +38,10 @@ class PlanSpec:
   decision_lag: int = 1  # steps between a mixture decision and the first batch after the next
   max_epochs: tuple[float, ...] = ()  # per domain; empty: no limit
   on_exhausted: Literal["renormalise", "stop"] = "renormalise"
+  # Records of the pool packed into a row at most, S; 0: a row of the pool is a row of a step.
+  max_segments: int = 0
+  row_tokens: int = 0  # of a packed row
+  draw_size: int = 0  # records drawn at a time to fill packed rows, about those of a step
 
   def __post_init__(self) -> None:
     errors = []
@@ -82,8 +86,33 @@ class PlanSpec:
       errors.append("max_epochs limits domains and needs a mixture, such as mixture.by_size()")
     if self.domain_draw == "one" and not self.mixed:
       errors.append("domain_draw='one' needs a mixture")
+    errors += self._packing_errors()
     if errors:
       raise ValueError("; ".join(errors))
+
+  def _packing_errors(self) -> list[str]:
+    if not self.max_segments:
+      return []
+    errors = [
+      f"{field} must be at least 1 where rows are packed, got {getattr(self, field)}"
+      for field in ("max_segments", "row_tokens", "draw_size")
+      if getattr(self, field) < 1
+    ]
+    # A step holds what was drawn before, and its number of records is not known beforehand.
+    for field, value in (("domain_draw", "one"), ("round_ends", "exhausted")):
+      if getattr(self, field) == value:
+        errors.append(f"{field}={value!r} is not accepted where rows are packed")
+    return errors
+
+  @property
+  def packed(self) -> bool:
+    """Whether records are packed into rows after they were drawn."""
+    return self.max_segments > 0
+
+  @property
+  def num_drawn(self) -> int:
+    """Rows of the pool that are drawn at a time."""
+    return self.draw_size if self.packed else self.batch_size
 
   @property
   def group_sizes(self) -> tuple[int, ...]:
@@ -102,14 +131,17 @@ class PlanState(NamedTuple):
   """Where a plan stands. G groups: the domains, or one for the whole pool."""
 
   step: np.ndarray  # i64[], the step to draw next
+  draws: np.ndarray  # i64[], draws so far: one a step, but for packed rows
   round: np.ndarray  # i64[], its round
   round_step: np.ndarray  # i64[], steps already drawn in this round
+  round_draws: np.ndarray  # i64[], draws so far in this round
   drawn_G: np.ndarray  # i64[G], rows drawn since the start of the run, queued ones included
   round_drawn_G: np.ndarray  # i64[G], rows drawn since the start of the round
   seen_K: np.ndarray  # i64[K], rows of each domain seen
   asked_K: np.ndarray  # f64[K], rows of each domain that the decisions asked for
   in_flight: tuple[Any, ...]  # decision_lag + 1 mixture decisions f32[K], oldest first
   queues: tuple["Queue", ...]  # of each group under an ordering, else none
+  pending: "Rows | None"  # records drawn and not yet packed, oldest first
 
 
 class Queue(NamedTuple):
@@ -129,15 +161,16 @@ class RoundRows(NamedTuple):
 
 
 class Rows(NamedTuple):
-  """The rows of one step."""
+  """The rows of one step, [B]; of packed rows their records, [B, S]."""
 
-  example_id: np.ndarray  # i32[B]
-  domain: np.ndarray  # i32[B]
-  sampling_probability: np.ndarray  # f32[B]
-  domain_probability: np.ndarray  # f32[B]
-  weight: np.ndarray  # f32[B], from a round decision, else 1
+  example_id: np.ndarray  # i32, -1: none
+  domain: np.ndarray  # i32
+  sampling_probability: np.ndarray  # f32
+  domain_probability: np.ndarray  # f32
+  weight: np.ndarray  # f32, from a round decision, else 1
 
 
+NO_ROWS = Rows(*(np.zeros(0, t) for t in (np.int32, np.int32, *[np.float32] * 3)))
 _EMPTY = Queue(np.zeros(0, np.int64), np.zeros(0, np.float64), np.zeros(0, np.float32))
 
 
@@ -150,14 +183,17 @@ def initial_state(spec: PlanSpec, mixture_logits: Sequence[float] | np.ndarray) 
   zero = np.zeros((), np.int64)
   return PlanState(
     step=zero,
+    draws=zero,
     round=zero,
     round_step=zero,
+    round_draws=zero,
     drawn_G=np.zeros(num_groups, np.int64),
     round_drawn_G=np.zeros(num_groups, np.int64),
     seen_K=np.zeros(num_domains, np.int64),
     asked_K=np.zeros(num_domains, np.float64),
     in_flight=(logits_K,) * (spec.decision_lag + 1),
     queues=(_EMPTY,) * (num_groups if spec.ordered else 0),
+    pending=NO_ROWS if spec.packed else None,
   )
 
 
@@ -177,13 +213,16 @@ def hold(state: PlanState, mixture_logits: Any) -> PlanState:
 def to_json(state: PlanState) -> dict[str, Any]:
   """Returns the state as JSON values; float32 decisions are kept exactly.
 
-  A queue, whose length changes, is one string: the structure stays the same in every step.
+  What changes its length, such as a queue, is one string: the structure stays the same in
+  every step.
   """
   fields = state._asdict()
   in_flight = [np.asarray(logits).tolist() for logits in fields.pop("in_flight")]
-  queues = [json.dumps([x.tolist() for x in queue]) for queue in fields.pop("queues")]
+  queues = [_to_string(queue) for queue in fields.pop("queues")]
+  pending = fields.pop("pending")
   arrays = {name: value.tolist() for name, value in fields.items()}
-  return {**arrays, "in_flight": in_flight, "queues": queues}
+  arrays |= {"in_flight": in_flight, "queues": queues}
+  return arrays | {"pending": "" if pending is None else _to_string(pending)}
 
 
 def from_json(values: dict[str, Any], like: PlanState) -> PlanState:
@@ -195,24 +234,32 @@ def from_json(values: dict[str, Any], like: PlanState) -> PlanState:
   arrays = {
     name: np.asarray(values[name], getattr(like, name).dtype)
     for name in PlanState._fields
-    if name not in ("in_flight", "queues")
+    if name not in ("in_flight", "queues", "pending")
   }
   in_flight = tuple(np.asarray(logits, np.float32) for logits in values["in_flight"])
-  queues = tuple(
-    Queue(*(np.asarray(x, e.dtype) for x, e in zip(json.loads(queue), _EMPTY, strict=True)))
-    for queue in values["queues"]
-  )
-  state = PlanState(**arrays, in_flight=in_flight, queues=queues)
+  queues = tuple(Queue(*_from_string(queue, _EMPTY)) for queue in values["queues"])
+  pending = Rows(*_from_string(values["pending"], NO_ROWS)) if values["pending"] else None
+  state = PlanState(**arrays, in_flight=in_flight, queues=queues, pending=pending)
   if _shapes(state) != _shapes(like):
     raise ValueError(f"the saved plan has {_shapes(state)}, this run needs {_shapes(like)}")
   return state
 
 
+def _to_string(arrays: Sequence[np.ndarray]) -> str:
+  return json.dumps([x.tolist() for x in arrays])
+
+
+def _from_string(string: str, like: Sequence[np.ndarray]) -> list[np.ndarray]:
+  return [np.asarray(x, e.dtype) for x, e in zip(json.loads(string), like, strict=True)]
+
+
 def _shapes(state: PlanState) -> dict[str, Any]:
   fields = state._asdict()
   queues, in_flight = fields.pop("queues"), fields.pop("in_flight")
+  packed = fields.pop("pending") is not None
   shapes = {name: np.shape(value) for name, value in fields.items()}
-  return {**shapes, "in_flight": [np.shape(x) for x in in_flight], "queues": len(queues)}
+  in_flight = [np.shape(x) for x in in_flight]
+  return {**shapes, "in_flight": in_flight, "queues": len(queues), "packed": packed}
 
 
 def _whole_rows(epochs: float, size: int) -> int:

@@ -50,7 +50,13 @@ def make_arrange(
     else:
       state = current()
       swept = pool_lib.sweep(
-        score_chunk, state.params, state.step, pool, ids.astype(np.int32), batch_size, sharding
+        score_chunk,
+        state.model_params,
+        state.step,
+        pool,
+        ids.astype(np.int32),
+        batch_size,
+        sharding,
       )
       scores = swept["ordering"]
     # Sizes are powers of two, so that few of them are compiled; padding sorts last.

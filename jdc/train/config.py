@@ -31,6 +31,8 @@ class PlanConfig:
   sweep_batch_size: int = 0  # rows per forward pass of a sweep; 0: the batch size
   num_candidates: int = 0  # rows that a step-scope selection chooses from; 0 without one
   candidate_draw: str = "top_k"  # or gumbel_top_k, multinomial: among the candidates
+  # Records that a row holds at most, filled after the draw; 0: a record, or row, a row.
+  max_segments: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +164,8 @@ class TrainConfig(RunConfig):
 _LEAST = {
   0: (
     "seed", "plan.sweep_rows", "plan.sweep_batch_size", "plan.num_candidates",
-    "evaluation.every_steps", "evaluation.max_rows", "evaluation.batch_size",
+    "plan.max_segments", "evaluation.every_steps", "evaluation.max_rows",
+    "evaluation.batch_size",
   ),
   1: (
     "num_steps", "batch_size", "sequence_length", "accumulation_steps", "max_skipped_in_row",

@@ -1,7 +1,7 @@
 """The gradient of the weighted loss, in one piece or accumulated over microbatches."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +13,30 @@ from jdc.policies.base import Decision
 from jdc.policies.combine import Policies
 from jdc.train import objective
 from jdc.train.observe import num_tokens
-from jdc.train.state import slots
+from jdc.train.state import Params, full_params, slots
 
 
-def make_forward(model: LanguageModel) -> Callable[[Any, RowInputs], jax.Array]:
-  """Returns `(params, inputs) -> f32[B, T]`, the token losses of rows."""
+def make_forward(model: LanguageModel) -> Callable[..., jax.Array]:
+  """Returns `(params, inputs, key=None) -> f32[B, T]`, the token losses of rows.
 
-  def forward(params: Any, inputs: RowInputs) -> jax.Array:
+  A key draws the noise of training, in models that have it; without one there is none.
+  """
+
+  def forward(params: Any, inputs: RowInputs, key: jax.Array | None = None) -> jax.Array:
+    noise = {} if key is None else {"key": key}
     return model.token_losses(
-      params, inputs.tokens, inputs.targets, inputs.positions, inputs.segments
+      params, inputs.tokens, inputs.targets, inputs.positions, inputs.segments, **noise
     )
 
   return forward
+
+
+class Microbatch(NamedTuple):
+  """What the losses of some rows are computed from."""
+
+  batch: Batch
+  inputs: RowInputs
+  key: jax.Array | None  # of the noise of training
 
 
 def make_gradients(
@@ -40,7 +52,7 @@ def make_gradients(
   """Returns the function of loss, gradient, token losses, decisions, weights and states.
 
   Args:
-    forward: `(params, inputs) -> f32[B, T]`, token losses.
+    forward: of `make_forward`.
     update: of `observe.make_updater`.
     policies: the slots.
     trained: the step-scope slots that observe the trained rows.
@@ -53,66 +65,77 @@ def make_gradients(
   def weigh(batch: Batch, decisions: dict[str, Decision]) -> tuple[Any, Any]:
     weights = [batch.weight] if row_weights else []
     weights += [
-      decisions[n].weights for n in sorted(weighted) if decisions[n].weights is not None
+      decisions[n].weights.reshape(batch.example_id.shape)
+      for n in sorted(weighted)
+      if decisions[n].weights is not None
     ]
     tokens = [decisions[n].token_weights for n in sorted(weighted)]
     return _product(weights), _product([u for u in tokens if u is not None])
 
-  def loss_sum(token_loss: jax.Array, inputs: RowInputs, w: Any, u: Any) -> jax.Array:
-    num_tokens_B = num_tokens(inputs)
-    return objective.weighted_sum(token_loss, inputs.mask, num_tokens_B, w, u, average)
+  def loss_sum(token_loss: jax.Array, part: Microbatch, w: Any, u: Any) -> jax.Array:
+    inputs, tokens = part.inputs, num_tokens(part.batch, part.inputs)
+    weight_BxT = objective.loss_weights(inputs.mask, inputs.segments, tokens, w, u, average)
+    return jnp.sum(token_loss * weight_BxT)
 
-  def whole(params: Any, batch: Batch, inputs: RowInputs, scalars: dict, states: dict) -> tuple:
-    def loss_fn(params: Any) -> tuple[jax.Array, tuple]:
-      token_loss = forward(params, inputs)
+  def losses(params: Params, part: Microbatch) -> jax.Array:
+    return forward(full_params(params.trained, params.frozen), part.inputs, part.key)
+
+  def whole(params: Params, part: Microbatch, scalars: dict, states: dict) -> tuple:
+    def loss_fn(trained_params: Any) -> tuple[jax.Array, tuple]:
+      token_loss = losses(params._replace(trained=trained_params), part)
       decisions, new_states = update(
-        batch, inputs, token_loss, scalars, states, trained, observe=True
+        part.batch, part.inputs, token_loss, scalars, states, trained, observe=True
       )
-      w, u = weigh(batch, decisions)
-      total = objective.denominator(num_tokens(inputs), average)
-      loss = loss_sum(token_loss, inputs, w, u) / total
+      w, u = weigh(part.batch, decisions)
+      total = objective.denominator(num_tokens(part.batch, part.inputs), average)
+      loss = loss_sum(token_loss, part, w, u) / total
       return loss, (token_loss, decisions, w, new_states)
 
-    (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params.trained)
     token_loss, decisions, w, states = aux
     return loss, grads, token_loss, decisions, w, states
 
-  def accumulated(
-    params: Any, batch: Batch, inputs: RowInputs, scalars: dict, states: dict
-  ) -> tuple:
+  def accumulated(params: Params, part: Microbatch, scalars: dict, states: dict) -> tuple:
     split, join = splitter(accumulation_steps)
-    total = objective.denominator(num_tokens(inputs), average)
-    micro = split((batch, inputs))
+    batch, inputs, key = part
+    total = objective.denominator(num_tokens(batch, inputs), average)
+    keys = None if key is None else jax.random.split(key, accumulation_steps)
+    parts = Microbatch(split(batch), split(inputs), keys)
     pointwise = all(slots(policies)[name].pointwise for name in weighted)
-    fixed = weighted and not pointwise
-    if fixed:  # Weights that depend on the whole batch need its losses before any gradient.
-      token_loss = join(jax.lax.map(lambda m: forward(params, m[1]), micro))
+    fixed = None
+    if weighted and not pointwise:
+      # Weights that depend on the whole batch need its losses before any gradient.
+      token_loss = join(jax.lax.map(lambda part: losses(params, part), parts))
       decisions, _ = update(batch, inputs, token_loss, scalars, states, trained, observe=False)
-      micro += (split(weigh(batch, decisions)),)
+      fixed = split(weigh(batch, decisions))
 
-    def accumulate(grads: Any, part: tuple) -> tuple[Any, tuple]:
-      def loss_fn(params: Any) -> tuple[jax.Array, jax.Array]:
-        token_loss = forward(params, part[1])
-        if fixed:
-          w, u = part[2]
+    def accumulate(grads: Any, each: tuple[Microbatch, Any]) -> tuple[Any, tuple]:
+      part, weights = each
+
+      def loss_fn(trained_params: Any) -> tuple[jax.Array, jax.Array]:
+        token_loss = losses(params._replace(trained=trained_params), part)
+        if weights is None:
+          seen, _ = update(
+            part.batch, part.inputs, token_loss, scalars, states, weighted, observe=False
+          )
+          w, u = weigh(part.batch, seen)
         else:
-          seen, _ = update(*part, token_loss, scalars, states, weighted, observe=False)
-          w, u = weigh(part[0], seen)
-        return loss_sum(token_loss, part[1], w, u) / total, token_loss
+          w, u = weights
+        return loss_sum(token_loss, part, w, u) / total, token_loss
 
-      (loss, token_loss), new = jax.value_and_grad(loss_fn, has_aux=True)(params)
+      (loss, token_loss), new = jax.value_and_grad(loss_fn, has_aux=True)(params.trained)
       return jax.tree.map(jnp.add, grads, new), (loss, token_loss)
 
     # In float32, whatever the parameters: small gradients would vanish in a bfloat16 sum.
-    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params)
-    grads, (losses, token_loss) = jax.lax.scan(accumulate, zeros, micro)
-    grads = jax.tree.map(lambda g, x: g.astype(x.dtype), grads, params)
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params.trained)
+    grads, (sums, token_loss) = jax.lax.scan(accumulate, zeros, (parts, fixed))
+    grads = jax.tree.map(lambda g, x: g.astype(x.dtype), grads, params.trained)
     token_loss = join(token_loss)
     decisions, states = update(
       batch, inputs, token_loss, scalars, states, trained, observe=True
     )
     w, _ = weigh(batch, decisions)
-    return jnp.sum(losses), grads, token_loss, decisions, w, states
+    return jnp.sum(sums), grads, token_loss, decisions, w, states
 
   return whole if accumulation_steps == 1 else accumulated
 

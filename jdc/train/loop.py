@@ -42,6 +42,8 @@ class Run(NamedTuple):
   # error. Default: `config`.
   config_json: Mapping[str, Any] | None = None
   scores: np.ndarray | None = None  # f32[N], of all rows in order, for an ordering by them
+  weights: state_lib.Weights | None = None  # what the parameters start from; else drawn
+  trainable: Callable[[str], bool] | None = None  # by path; default: all parameters
 
 
 class Progress(NamedTuple):
@@ -108,13 +110,19 @@ def steps(
     folder = config.checkpoint.folder or f"{workdir}/checkpoints"
     checkpoints = checkpoint.Checkpoints(folder, config.checkpoint.keep)
     stack.enter_context(process.closing(checkpoints))
-    parts = (run.model, run.optimizer, policy_states, mesh)
+    start = state_lib.Start(run.model, run.weights, run.trainable)
+    parts = (start, run.optimizer, policy_states, mesh)
     shapes = state_lib.abstract(*parts)
     config_json = run.config_json or config_lib.to_json(config)
-    described = setup.describe_run(config_json, policies, run.domains, run.scores, shapes)
+    described = setup.describe_run(
+      config_json, policies, run.domains, run.scores, shapes, run.weights
+    )
     setup.check_resume(checkpoints, described)
-    saved = checkpoints.restore(shapes)
-    state = saved.state if saved else state_lib.init(*parts, config.seed)
+    saved = checkpoints.restore(shapes._replace(frozen=None))
+    if saved:
+      state = state_lib.with_frozen(saved.state, shapes, start, config.seed)
+    else:
+      state = state_lib.init(*parts, config.seed)
     host = saved.host if saved else {}
     step = saved_step = saved.step if saved else 0
 
@@ -138,7 +146,7 @@ def steps(
 
     def evaluate() -> dict[str, float]:
       with record.pause():
-        found = _evaluate(run, state.params, mesh)
+        found = _evaluate(run, state.model_params, mesh)
       record.write(step, found | record.shares(iterator.state))
       return found
 
@@ -147,7 +155,7 @@ def steps(
         record.flush()  # what the checkpoint covers must survive it
         content: dict[str, Any] = {**described, "before": before, "after": after}
         content |= {"plan": iterator.get_state(), "record": record.to_json()}
-        checkpoints.save(step, state, content, _arrays(round_rows))
+        checkpoints.save(step, state._replace(frozen=None), content, _arrays(round_rows))
 
     before: dict[str, float] = host["before"] if saved else evaluate()
     after: dict[str, float] | None = host.get("after")

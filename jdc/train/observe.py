@@ -16,7 +16,7 @@ from jdc.train.state import slots
 # The statistics that a training step can provide.
 PROVIDED = frozenset({
     "example_id", "domain", "num_tokens", "sampling_probability", "domain_probability",
-    "loss", "token_loss", "token_mask", "step", "learning_rate",
+    "loss", "token_loss", "token_mask", "token_segment", "step", "learning_rate",
 })  # fmt: skip
 
 
@@ -27,17 +27,21 @@ def example_stats(
   observed: frozenset[str],
   scalars: dict[str, jax.Array],
 ) -> ExampleStats:
-  """Returns the statistics named by `observed`, replicated and constant for the gradient."""
-  num_tokens_B = num_tokens(inputs)
+  """Returns the statistics named by `observed`, replicated and constant for the gradient.
+
+  Of packed rows, those of their B S examples, in order.
+  """
+  tokens = num_tokens(batch, inputs)
   provided = {
-    "example_id": lambda: batch.example_id,
-    "domain": lambda: batch.domain,
-    "num_tokens": lambda: num_tokens_B,
-    "sampling_probability": lambda: batch.sampling_probability,
-    "domain_probability": lambda: batch.domain_probability,
-    "loss": lambda: objective.mean_loss(token_loss_BxT, inputs.mask, num_tokens_B),
+    "example_id": lambda: batch.example_id.reshape(-1),
+    "domain": lambda: batch.domain.reshape(-1),
+    "num_tokens": lambda: tokens.reshape(-1),
+    "sampling_probability": lambda: batch.sampling_probability.reshape(-1),
+    "domain_probability": lambda: batch.domain_probability.reshape(-1),
+    "loss": lambda: mean_loss(batch, inputs, token_loss_BxT).reshape(-1),
     "token_loss": lambda: token_loss_BxT,
     "token_mask": lambda: inputs.mask.astype(jnp.float32),
+    "token_segment": lambda: _token_segment(batch, inputs),
     "step": lambda: scalars["step"],
     "learning_rate": lambda: scalars["learning_rate"],
   }
@@ -66,9 +70,26 @@ def make_updater(policies: Policies) -> Callable[..., tuple[dict[str, Decision],
   return update
 
 
-def num_tokens(inputs: RowInputs) -> jax.Array:
-  """Returns the target tokens of each row, i32[B]."""
-  return jnp.sum(inputs.mask, axis=1, dtype=jnp.int32)
+def num_tokens(batch: Batch, inputs: RowInputs) -> jax.Array:
+  """Returns the target tokens of each example, i32[B], or i32[B, S] of packed rows."""
+  mask = inputs.mask.astype(jnp.int32)
+  return objective.example_sums(mask, inputs.segments, batch.max_segments)
+
+
+def mean_loss(batch: Batch, inputs: RowInputs, token_loss_BxT: jax.Array) -> jax.Array:
+  """Returns the mean loss of each example's target tokens, like `num_tokens`."""
+  return objective.mean_loss(
+    token_loss_BxT, inputs.mask, inputs.segments, num_tokens(batch, inputs)
+  )
+
+
+def _token_segment(batch: Batch, inputs: RowInputs) -> jax.Array:
+  """The place of each position's example in the statistics, i32[B, T]; -1 is padding."""
+  row_Bx1 = jnp.arange(inputs.segments.shape[0], dtype=jnp.int32)[:, None]
+  if batch.max_segments is None:
+    return jnp.where(inputs.segments > 0, row_Bx1, -1)
+  place_BxT = row_Bx1 * batch.max_segments + inputs.segments - 1
+  return jnp.where(inputs.segments > 0, place_BxT, -1)
 
 
 def replicate(tree: Any) -> Any:

@@ -72,7 +72,7 @@ def make_round_start(
     scores: dict[str, np.ndarray] = {}
     for rows in _distinct(list(swept.values())):  # slots that sweep the same rows share a pass
       found = pool_lib.sweep(
-        score_chunk, state.params, context, pool, rows, sweep_batch_size, sharding
+        score_chunk, state.model_params, context, pool, rows, sweep_batch_size, sharding
       )
       scores |= {n: found[n] for n in scored if np.array_equal(swept[n], rows)}
     for name in scored:

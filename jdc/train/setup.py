@@ -16,7 +16,7 @@ from jdc.train import observe, rounds, sharding, step
 from jdc.train.checkpoint import Checkpoints
 from jdc.train.config import RunConfig, differences
 from jdc.train.describe import describe
-from jdc.train.state import slots
+from jdc.train.state import Weights, slots
 
 
 def run_spec(config: RunConfig, domains: Mapping[str, Domain], policies: Policies) -> RunSpec:
@@ -34,7 +34,7 @@ def run_spec(config: RunConfig, domains: Mapping[str, Domain], policies: Policie
     domain_names=names,
     domain_sizes=sizes,
     proportions=_proportions(plan_config.proportions, names, sizes, policies),
-    batch_size=config.batch_size,
+    batch_size=config.batch_size * max(plan_config.max_segments, 1),
     num_candidates=plan_config.num_candidates,
     sequence_length=config.sequence_length,
     sweep_size=plan_config.sweep_rows or sum(sizes),
@@ -171,17 +171,17 @@ def describe_run(
   domains: Mapping[str, Domain],
   scores: np.ndarray | None,
   state: Any,
+  weights: Weights | None,
 ) -> dict[str, Any]:
   """Returns what a resumed run must have in common with the saved one, as JSON."""
   shapes = {
     f"state{jax.tree_util.keystr(path)}": f"{x.dtype}{list(x.shape)}"
     for path, x in jax.tree_util.tree_leaves_with_path(state)
   }
-  return {
-    "config": dict(config_json),
-    "data": fingerprints(domains),
-    "parts": describe({"policies": policies, "scores": scores}) | shapes,
-  }
+  parts = describe({"policies": policies, "scores": scores}) | shapes
+  if weights is not None:
+    parts["weights"] = weights.fingerprint
+  return {"config": dict(config_json), "data": fingerprints(domains), "parts": parts}
 
 
 def check_resume(checkpoints: Checkpoints, described: Mapping[str, Any]) -> None:

@@ -15,13 +15,18 @@ from jdc.policies.base import Decision
 from jdc.policies.combine import Policies
 from jdc.train import objective
 from jdc.train.candidates import CandidateDraw, select
-from jdc.train.gradients import make_forward, make_gradients
-from jdc.train.observe import make_updater, num_tokens, replicate
-from jdc.train.state import TrainState, slots
+from jdc.train.gradients import Microbatch, make_forward, make_gradients
+from jdc.train.observe import make_updater, mean_loss, num_tokens, replicate
+from jdc.train.state import Params, TrainState, slots
+
+_DROPOUT = 1  # a stream of the step's key; the choice among candidates has the key itself
 
 
 class StepOutput(NamedTuple):
-  """What the host reads of a step, replicated; rows are those trained."""
+  """What the host reads of a step, replicated; B counts the examples trained.
+
+  Packed rows of S records have B S of them.
+  """
 
   loss: jax.Array  # f32[], the weighted loss
   grad_norm: jax.Array  # f32[], before clipping
@@ -34,6 +39,7 @@ class StepOutput(NamedTuple):
   num_tokens_B: jax.Array  # i32[B]
   weight_B: jax.Array | None  # f32[B], where one acts
   mixture_logits: jax.Array | None  # f32[K], of a step-scope mixture
+  share_filled: jax.Array | None  # f32[], of the positions of packed rows that hold tokens
   metrics: dict[str, Any]  # of each policy by slot
 
 
@@ -87,14 +93,17 @@ def make_train_step(
         options.num_kept,
         options.candidate_draw,
         key,
-        state.params,
+        state.model_params,
         batch,
         scalars,
         states,
       )
     inputs = inputs_and_targets(batch.tokens, batch.segments)
+    noise = None
+    if model.dropout:
+      noise = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _DROPOUT)
     loss, grads, token_loss, chosen, weight_B, states = gradients(
-      state.params, batch, inputs, scalars, states
+      Params(state.params, state.frozen), Microbatch(batch, inputs, noise), scalars, states
     )
     decisions |= chosen
     grad_norm = optax.tree.norm(grads)
@@ -117,14 +126,15 @@ def make_train_step(
       skipped=state.skipped + ~finite,
       skipped_in_row=skipped_in_row,
     )
-    num_tokens_B = num_tokens(inputs)
-    rows = {
+    examples = {
       "example_id": batch.example_id,
       "domain": batch.domain,
-      "loss_B": objective.mean_loss(token_loss, inputs.mask, num_tokens_B),
-      "num_tokens_B": num_tokens_B,
+      "loss_B": mean_loss(batch, inputs, token_loss),
+      "num_tokens_B": num_tokens(batch, inputs),
       "weight_B": weight_B,
     }
+    packed = batch.max_segments is not None
+    filled = jnp.mean(batch.segments != 0, dtype=jnp.float32) if packed else None
     output = StepOutput(
       loss=loss,
       grad_norm=grad_norm,
@@ -133,7 +143,8 @@ def make_train_step(
       skipped_in_row=skipped_in_row,
       mixture_logits=decisions["mixture"].logits if "mixture" in decisions else None,
       metrics={name: d.metrics for name, d in decisions.items() if d.metrics is not None},
-      **replicate(rows),
+      share_filled=filled,
+      **replicate(jax.tree.map(lambda x: x.reshape(-1), examples)),
     )
     return new_state, output
 

@@ -49,7 +49,7 @@ def trained(domains, model_config, tiny_config):
     )
     losses = []
     with jax.set_mesh(mesh):
-      state = state_lib.init(model, optimizer, states, mesh, 0)
+      state = state_lib.init(state_lib.Start(model), optimizer, states, mesh, 0)
       if not num_steps:
         return state, losses
       jitted = jax.jit(step, donate_argnums=0)

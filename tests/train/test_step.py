@@ -66,7 +66,7 @@ def run_step(chosen=None, options=None, batch=None, learning_rate=1.0, **mesh_si
   mesh = sharding.make_mesh(**(mesh_sizes or {"data": 8}))
   with jax.set_mesh(mesh):
     _, states = state_lib.init_policies(chosen, SPEC, 0)
-    state = state_lib.init(MODEL, optimizer, states, mesh, 0)
+    state = state_lib.init(state_lib.Start(MODEL), optimizer, states, mesh, 0)
     placed = jax.device_put(batch or make_batch(), sharding.batch_sharding(mesh))
     step = make_train_step(
       MODEL, optimizer, optax.constant_schedule(learning_rate), chosen, options
@@ -246,7 +246,7 @@ def test_a_step_without_a_finite_loss_changes_nothing_but_the_policies():
   mesh = sharding.make_mesh()
   with jax.set_mesh(mesh):
     _, states = state_lib.init_policies(chosen, SPEC, 0)
-    state = state_lib.init(MODEL, optimizer, states, mesh, 0)
+    state = state_lib.init(state_lib.Start(MODEL), optimizer, states, mesh, 0)
     step = jax.jit(
       make_train_step(MODEL, optimizer, optax.constant_schedule(1.0), chosen, StepOptions())
     )
@@ -265,7 +265,7 @@ def test_learning_rate_counts_the_updates_that_were_made():
   schedule = optax.linear_schedule(1.0, 0.0, 10)
   mesh = sharding.make_mesh()
   with jax.set_mesh(mesh):
-    state = state_lib.init(MODEL, optax.sgd(schedule), {}, mesh, 0)
+    state = state_lib.init(state_lib.Start(MODEL), optax.sgd(schedule), {}, mesh, 0)
     state = state._replace(step=jnp.int32(5), skipped=jnp.int32(2))
     step = make_train_step(
       MODEL, optax.sgd(schedule), schedule, policies.combine(), StepOptions()
