@@ -189,8 +189,8 @@ def _longer(long: _Long, num_tokens: int, where: str) -> _Long:
 def _too_long(long: _Long, report: ReadReport, options: _Options) -> str:
   length = options.sequence_length
   return (
-    f"{long.num_records} of {report.num_documents} records have more than {length + 1} tokens, the "
-    f"longest {long.longest} ({long.where}); accepted: sequence_length of at least "
+    f"{long.num_records} of {report.num_documents} records have more than {length + 1} tokens, "
+    f"the longest {long.longest} ({long.where}); accepted: sequence_length of at least "
     f"{long.longest - 1}, or on_long 'truncate', 'drop_turns' or 'quarantine'"
   )
 
