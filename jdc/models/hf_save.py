@@ -81,7 +81,7 @@ def save(
   arrays, error = gathered(pieces, params), None
   if jax.process_index() == 0:
     try:
-      with _new_folder(Path(folder).absolute()) as partial:
+      with new_folder(Path(folder).absolute()) as partial:
         _write_weights(partial, divided(pieces, max_shard_bytes), arrays)
         for name, content in texts.items():
           (partial / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -94,7 +94,7 @@ def save(
       _
     ) in arrays:  # every process takes part in every gathering, whatever became of process 0
       pass
-  _agree(error)
+  agree(error)
 
 
 def _argument_problems(
@@ -127,7 +127,7 @@ def _parameter_problems(config: DecoderConfig, params: Params) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path) -> Iterator[Path]:
   """A folder beside the target that takes its name at the end, or vanishes after an error."""
   if target.exists() and not (target.is_dir() and not any(target.iterdir())):
     raise ValueError(f"folder {target} exists and is not empty")
@@ -174,7 +174,7 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
     shutil.copytree(source / TEMPLATES, folder / TEMPLATES)
 
 
-def _agree(error: Exception | None) -> None:
+def agree(error: Exception | None) -> None:
   """Raises the error of process 0, and in the other processes that there was one."""
   failed = error is not None
   if jax.process_count() > 1:
