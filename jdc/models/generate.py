@@ -157,7 +157,7 @@ class _State(NamedTuple):
   position_B: jax.Array  # i32, of the last token that was generated
   index_B: jax.Array  # i32, of the prompt
   stopped_B: jax.Array  # bool
-  count: jax.Array  # i32[], tokens generated for rows that did not stop
+  num_steps: jax.Array  # i32[], tokens generated for rows that did not stop
 
 
 class _Programs(NamedTuple):
@@ -183,7 +183,7 @@ def _programs(
 
   def append(state: _State, logits_BxV: jax.Array, seed: jax.Array) -> _State:
     """Adds a token to the rows that have not stopped."""
-    at = state.count
+    at = state.num_steps
     key_B = _keys(seed, state.index_B, at)
     id_B, log_probability_B = choose(logits_BxV, sampling, key_B)
     is_stop_B = jnp.isin(id_B, jnp.array(stop_ids, jnp.int32))
@@ -193,7 +193,7 @@ def _programs(
       length_B=state.length_B + ~state.stopped_B,
       position_B=state.position_B + 1,
       stopped_B=state.stopped_B | is_stop_B,
-      count=at + 1,
+      num_steps=at + 1,
     )
 
   def start(
@@ -211,7 +211,7 @@ def _programs(
       position_B=positions[:, -1],
       index_B=index_B,
       stopped_B=~valid[:, -1],  # a row without a prompt
-      count=jnp.int32(0),
+      num_steps=jnp.int32(0),
     )
     return _laid_out(append(state, logits_BxV, seed))
 
@@ -219,10 +219,10 @@ def _programs(
     params: Params, state: _State, stopped_B: jax.Array, seed: jax.Array, count: jax.Array
   ) -> _State:
     def unfinished(state: _State) -> jax.Array:
-      return (state.count < count) & ~jnp.all(state.stopped_B)
+      return (state.num_steps < count) & ~jnp.all(state.stopped_B)
 
     def one_token(state: _State) -> _State:
-      tokens_Bx1 = jax.lax.dynamic_slice_in_dim(state.ids_BxN, state.count - 1, 1, axis=1)
+      tokens_Bx1 = jax.lax.dynamic_slice_in_dim(state.ids_BxN, state.num_steps - 1, 1, axis=1)
       position_Bx1, valid_Bx1 = state.position_B[:, None], ~state.stopped_B[:, None]
       logits_BxV, cache = extend(params, tokens_Bx1, position_Bx1, valid_Bx1, state.cache)
       return append(state._replace(cache=cache), logits_BxV, seed)
@@ -270,7 +270,7 @@ def _run(
   count = 0
   while True:
     seen = count
-    count, stopped_B = int(state.count), np.array(state.stopped_B)
+    count, stopped_B = int(state.num_steps), np.array(state.stopped_B)
     if stop is not None:
       cut |= _stops(stop, state, seen, cut)
       stopped_B[list(cut)] = True
