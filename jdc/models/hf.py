@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jdc.models.base import Params
+from jdc.models.decoder import decoder
 from jdc.models.decoder_config import DecoderConfig
 from jdc.models.hf_config import from_hf_config as from_hf_config
 from jdc.models.hf_config import read_token_ids as read_token_ids
@@ -37,11 +38,11 @@ def load(folder: str | os.PathLike[str], config: DecoderConfig, target: Params) 
     folder: with `model.safetensors`, or with its index and the files that it names; of float32,
       float16 or bfloat16.
     config: the decoder, as from `from_hf_config(folder)`.
-    target: the tree of `jax.ShapeDtypeStruct` of its parameters, each with a sharding (`None`:
-      the first device) and with the type that weights are converted to.
+    target: the tree of `jax.ShapeDtypeStruct` of its parameters, or of some of them, each with
+      a sharding (`None`: the first device) and with the type that weights are converted to.
 
   Returns:
-    The parameters.
+    The parameters in `target`; what is checked is the whole checkpoint.
 
   Raises:
     ValueError: listing every tensor that is missing, left over, or of another shape or type
@@ -79,12 +80,15 @@ def _problems(
   tensors: Tensors, config: DecoderConfig, table: Mapping[Path, Leaf], target: dict[Path, Any]
 ) -> Iterator[str]:
   """Yields every way in which the checkpoint, the decoder and the target do not fit."""
-  for path in sorted(target.keys() ^ table.keys()):
-    side = "is no parameter of the decoder" if path in target else "is absent from the target"
-    yield f"{'/'.join(path)} {side}"
+  shapes = flatten(jax.eval_shape(decoder(config).init, jax.random.key(0)))
+  for path, leaf in sorted(target.items()):
+    if path not in shapes:
+      yield f"{'/'.join(path)} is no parameter of the decoder"
+    elif leaf.shape != shapes[path].shape:
+      yield f"{'/'.join(path)} has shape {shapes[path].shape}, the target has {leaf.shape}"
   expected: dict[str, tuple[int, ...]] = {}
-  for path in target.keys() & table.keys():
-    leaf, shape = table[path], target[path].shape
+  for path, leaf in table.items():
+    shape = shapes[path].shape
     expected |= dict.fromkeys(_tensor_names(leaf, shape), leaf.shape(shape))
   missing = sorted(expected.keys() - tensors.info.keys())
   if missing:
