@@ -1,6 +1,7 @@
 """Tests of reading and writing checkpoints: sharded, bitwise, whole or not at all."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -56,10 +57,16 @@ def random_params(config, seed=0):
   )
 
 
+@functools.cache
+def model_and_shapes(config):
+  model = decoder(config)
+  return model, jax.eval_shape(model.init, jax.random.key(0))
+
+
 def target(config, mesh=None, **changes):
   """Shapes of the parameters, with shardings on a mesh."""
-  model = decoder(dataclasses.replace(config, **changes))
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  model, shapes = model_and_shapes(dataclasses.replace(config, **changes))
+  shapes = jax.tree.map(lambda leaf: leaf, shapes)  # a tree that may be changed
   if mesh is None:
     return shapes
   return jax.tree.map(
