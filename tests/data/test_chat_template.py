@@ -282,6 +282,12 @@ def test_a_token_over_the_boundary_counts(tmp_path):
   assert counts.sum() == 3  # the line breaks, b, and the end of the turn
 
 
+def test_spaces_before_a_word_are_the_response(folders):
+  """The tokenizer file asks for offsets that leave them out."""
+  messages = [Message("user", "a"), Message("assistant", " is of")]
+  assert from_folder(folders["chatml"]).encode(messages).num_bytes.sum() == 6
+
+
 def test_no_extension_of_its_prefixes(tmp_path):
   folder = write_folder(tmp_path / "a", byte_level(), THINKING)
   chat = from_folder(folder)
@@ -321,6 +327,10 @@ def test_special_tokens_in_a_message(folders, role):
     ),
     (
       "{% for m in messages %}{{ m.role + ': ' + m.content + '<eos>' }}{% endfor %}",
+      "add_generation_prompt",
+    ),
+    (
+      CHATML_MARKED.replace("{%- if add_generation_prompt %}", "{%- if false %}"),
       "add_generation_prompt",
     ),
     (CHATML_MARKED.replace("== 'assistant'", "== 'model'"), "marks no response"),

@@ -84,6 +84,18 @@ def test_few_segments_take_the_longest_that_fit():
   assert fill(lengths, 1, 10, 1).row.tolist() == [0] + [-1] * 8
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_few_segments_place_every_record_once(seed):
+  stream = np.random.default_rng(seed).integers(1, 6, 200)
+  placed = []
+  for queue, filled in run(stream, 4, 40, 5, 300):
+    real = filled.row >= 0
+    placed += np.array(queue)[real].tolist()
+    assert np.bincount(filled.row[real], stream[queue][real]).max() <= 40
+    assert len({*zip(filled.row[real], filled.segment[real], strict=True)}) == real.sum()
+  assert sorted(placed) == list(range(200))
+
+
 def test_empty_queue_and_fewer_records_than_rows():
   assert fill(np.zeros(0, np.int64), 3, 10, 2).row.tolist() == []
   assert fill(np.array([2, 3]), 4, 10, 2).row.tolist() == [0, 1]

@@ -249,7 +249,7 @@ def test_cache_is_used_while_nothing_changes(tmp_path, files, monkeypatch):
   assert call().train.fingerprint == first.train.fingerprint
   monkeypatch.undo()
   changes = [
-    lambda: call(chat=from_tokenizer(byte_tokenizer(), "alpaca"), length=999),
+    lambda: call(chat=from_tokenizer(byte_tokenizer(), turns="last")),
     lambda: call(length=65),
     lambda: call(fraction=0.1),
     lambda: call(seed=3),

@@ -78,6 +78,7 @@ def test_a_grain_source(tmp_path):
 
 def test_bytes_of_tokens_that_do_not_count_are_not_counted(tmp_path):
   table = write(tmp_path / "a", [example([1, 2, 3], [0, 0, 1], [5, 4, 3])], truncated=2)
+  assert table.num_bytes.tolist() == [3]
   assert (table.num_target_bytes, table.num_truncated_tokens) == (3, 2)
   assert table.num_truncated_records == 1
 
