@@ -1,11 +1,21 @@
 """Tests of the chunked cross-entropy: its values, its gradients, its memory."""
 
+import math
+
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdc.models.cross_entropy import default_chunk_size, token_cross_entropy
+from jdc.models.base import BATCH_AXES, MESH_AXES
+from jdc.models.cross_entropy import (
+  default_chunk_size,
+  token_cross_entropy,
+  weighted_cross_entropy,
+)
+
+CHUNK_SIZES = [None, "auto", 1, 7, 38, 100]  # of 39 positions
 
 
 def inputs(batch_size=3, num_positions=13, width=8, vocab_size=37, scale=3.0, seed=0):
@@ -16,102 +26,375 @@ def inputs(batch_size=3, num_positions=13, width=8, vocab_size=37, scale=3.0, se
   return np.float32(hidden), np.float32(output), np.int32(targets)
 
 
+def signed_weights(targets, seed=1):
+  weights = np.random.default_rng(seed).normal(size=targets.shape)
+  weights[weights > 1] = 0
+  return np.float32(weights)
+
+
+def weighted_sum(hidden, output, targets, weights, chunk_size):
+  return weighted_cross_entropy(hidden, output, targets, weights, chunk_size)[0]
+
+
+def sum_of_tokens(hidden, output, targets, weights, chunk_size):
+  return jnp.sum(weights * token_cross_entropy(hidden, output, targets, chunk_size))
+
+
+FORMS = pytest.mark.parametrize("form", [weighted_sum, sum_of_tokens])
+
+
+def gradients(form, hidden, output, targets, weights, chunk_size):
+  grad = jax.jit(jax.grad(form, argnums=(0, 1)), static_argnums=4)
+  return grad(*map(jnp.asarray, (hidden, output, targets, weights)), chunk_size)
+
+
 def reference(hidden, output, targets):
-  """-log softmax(h W)[y], token by token, in float64."""
+  """-log softmax(h W)[y] and its gradients, token by token, in float64."""
+  hidden, output = hidden.astype(np.float64), output.astype(np.float64)
   losses = np.zeros(targets.shape)
+  by_logit = np.zeros((*targets.shape, output.shape[1]))
   for b, t in np.ndindex(*targets.shape):
-    logits = hidden[b, t].astype(np.float64) @ output.astype(np.float64)
+    logits = hidden[b, t] @ output
     top = logits.max()
-    losses[b, t] = np.log(np.exp(logits - top).sum()) + top - logits[targets[b, t]]
-  return losses
+    total = np.exp(logits - top).sum()
+    losses[b, t] = np.log(total) + top - logits[targets[b, t]]
+    by_logit[b, t] = np.exp(logits - top) / total
+    by_logit[b, t, targets[b, t]] -= 1
+  return losses, by_logit
 
 
-@pytest.mark.parametrize("chunk_size", [None, 1, 4, 5, 12, 13, 100])
+def reference_gradients(hidden, output, targets, weights):
+  _, by_logit = reference(hidden, output, targets)
+  by_hidden, by_output = np.zeros(hidden.shape), np.zeros(output.shape)
+  for b, t in np.ndindex(*targets.shape):
+    by_hidden[b, t] = weights[b, t] * (output.astype(np.float64) @ by_logit[b, t])
+    by_output += weights[b, t] * np.outer(hidden[b, t], by_logit[b, t])
+  return by_hidden, by_output
+
+
+@pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
 def test_agrees_with_the_equation(chunk_size):
   hidden, output, targets = inputs()
+  weights, (expected, _) = signed_weights(targets), reference(hidden, output, targets)
   losses = jax.jit(token_cross_entropy, static_argnums=3)(hidden, output, targets, chunk_size)
   assert losses.dtype == jnp.float32
-  np.testing.assert_allclose(losses, reference(hidden, output, targets), rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
+  weighted = jax.jit(weighted_cross_entropy, static_argnums=4)
+  loss, losses = weighted(hidden, output, targets, weights, chunk_size)
+  assert (loss.dtype, losses.dtype) == (jnp.float32, jnp.float32)
+  np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(loss, np.sum(weights * expected), rtol=1e-5, atol=1e-4)
+
+
+@FORMS
+@pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
+def test_gradients_agree_with_the_equation(form, chunk_size):
+  hidden, output, targets = inputs()
+  weights = signed_weights(targets)
+  expected = reference_gradients(hidden, output, targets, weights)
+  actual = gradients(form, hidden, output, targets, weights, chunk_size)
+  for e, a in zip(expected, actual, strict=True):
+    np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
+
+
+@FORMS
+def test_gradients_equal_the_plain_form(form):
+  # A width of more than one block of rows, the last one cut.
+  hidden, output, targets = inputs(width=300, scale=0.3)
+  weights = signed_weights(targets)
+  plain = gradients(sum_of_tokens, hidden, output, targets, weights, None)
+  for e, a in zip(plain, gradients(form, hidden, output, targets, weights, 8), strict=True):
+    np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
 
 
 def test_large_logits_stay_finite():
   hidden, output, targets = inputs(scale=1e4)
+  expected, _ = reference(hidden, output, targets)
+  weights = signed_weights(targets)
   for chunk_size in (None, 4):
     losses = token_cross_entropy(hidden, output, targets, chunk_size)
-    np.testing.assert_allclose(losses, reference(hidden, output, targets), rtol=1e-5, atol=0.1)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=0.1)
+    for form in (weighted_sum, sum_of_tokens):
+      for gradient in gradients(form, hidden, output, targets, weights, chunk_size):
+        assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("chunk_size", [1, 4, 5])
-def test_gradients_equal_the_plain_form(chunk_size):
+@FORMS
+def test_a_cotangent_scales_the_gradients(form):
   hidden, output, targets = inputs()
-  weights = np.random.default_rng(1).gamma(1.0, size=targets.shape)
+  weights = signed_weights(targets)
+  scaled = lambda *args: 3.0 * form(*args) + 1.0
+  for e, a in zip(
+    gradients(form, hidden, output, targets, weights, 4),
+    gradients(scaled, hidden, output, targets, weights, 4),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, 3 * np.asarray(e), rtol=1e-5, atol=1e-5)
 
-  def gradients(chunk_size):
-    def loss(hidden, output):
-      return jnp.sum(weights * token_cross_entropy(hidden, output, targets, chunk_size))
 
-    return jax.jit(jax.grad(loss, argnums=(0, 1)))(hidden, output)
+def test_losses_and_weights_are_constants_for_the_gradient():
+  hidden, output, targets = inputs()
+  weights = jnp.asarray(signed_weights(targets))
 
-  for plain, chunked in zip(gradients(None), gradients(chunk_size), strict=True):
-    np.testing.assert_allclose(chunked, plain, rtol=1e-5, atol=1e-5)
+  def by_losses(hidden, output, weights):
+    loss, losses = weighted_cross_entropy(hidden, output, targets, weights, 4)
+    return loss + jnp.sum(losses**2)
+
+  actual = jax.grad(by_losses, argnums=(0, 1, 2))(hidden, output, weights)
+  expected = gradients(weighted_sum, hidden, output, targets, weights, 4)
+  for e, a in zip((*expected, np.zeros_like(weights)), actual, strict=True):
+    np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-7)
+
+
+@FORMS
+def test_second_derivatives_equal_the_plain_form(form):
+  hidden, output, targets = inputs(batch_size=1, num_positions=5, scale=0.5)
+  weights = signed_weights(targets)
+
+  def squared_norm(form, chunk_size):
+    grad = jax.grad(lambda output: form(hidden, output, targets, weights, chunk_size))
+    return jax.grad(lambda output: jnp.sum(grad(output) ** 2))(jnp.asarray(output))
+
+  expected = squared_norm(sum_of_tokens, None)
+  np.testing.assert_allclose(squared_norm(form, 2), expected, rtol=1e-4, atol=1e-5)
+
+
+@FORMS
+def test_not_a_number_reaches_the_loss(form):
+  hidden, output, targets = inputs()
+  hidden[1, 3, 2] = np.nan
+  weights = np.ones(targets.shape, np.float32)
+  assert np.isnan(form(hidden, output, targets, weights, 4))
+  for gradient in gradients(form, hidden, output, targets, weights, 4):
+    assert np.isnan(gradient).any()
+  losses = weighted_cross_entropy(hidden, output, targets, weights, 4)[1]
+  assert np.argwhere(np.isnan(losses)).tolist() == [[1, 3]]
 
 
 def test_bfloat16_logits_accumulate_in_float32():
   hidden, output, targets = inputs(width=512, scale=0.2)
   low, high = jnp.asarray(hidden, jnp.bfloat16), np.float32(jnp.asarray(hidden, jnp.bfloat16))
   rounded = np.float32(jnp.asarray(output, jnp.bfloat16))
-  expected = reference(high, rounded, targets)
+  expected, _ = reference(high, rounded, targets)
   for chunk_size in (None, 4):
     losses = token_cross_entropy(low, jnp.asarray(output), jnp.asarray(targets), chunk_size)
     assert losses.dtype == jnp.float32
     np.testing.assert_allclose(losses, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_bfloat16_gradient_of_the_matrix_accumulates_in_float32():
-  hidden, output, targets = inputs(batch_size=1, num_positions=512, scale=1.0)
+@FORMS
+def test_bfloat16_gradients(form):
+  hidden, output, targets = inputs(batch_size=2, num_positions=256, scale=1.0)
   low = jnp.asarray(hidden, jnp.bfloat16)
+  weights = np.ones(targets.shape, np.float32)
+  rounded = np.float32(jnp.asarray(output, jnp.bfloat16))
+  expected = reference_gradients(np.float32(low), rounded, targets, weights)
+  # With 512 chunks, a sum kept in bfloat16 would lose most of its digits.
+  by_hidden, by_output = gradients(form, low, output, targets, weights, 1)
+  assert (by_hidden.dtype, by_output.dtype) == (jnp.bfloat16, jnp.float32)
+  assert np.abs(np.float32(by_hidden) - expected[0]).max() < 0.01 * np.abs(expected[0]).max()
+  assert np.abs(by_output - expected[1]).max() < 0.01 * np.abs(expected[1]).max()
+  low_output = jnp.asarray(output, jnp.bfloat16)
+  assert gradients(form, low, low_output, targets, weights, 4)[1].dtype == jnp.bfloat16
 
-  def gradient(chunk_size):
-    loss = lambda output: jnp.sum(token_cross_entropy(low, output, targets, chunk_size))
-    return jax.jit(jax.grad(loss))(output)
 
-  # One chunk of the plain form rounds its gradient to bfloat16 once. With 512 chunks, sums
-  # kept in bfloat16 would lose most of their digits.
-  error = np.abs(gradient(1) - gradient(None)).max() / np.abs(gradient(None)).max()
-  assert error < 0.01
+@FORMS
+def test_repeats_bitwise(form):
+  hidden, output, targets = inputs()
+  weights = signed_weights(targets)
+  first = gradients(form, hidden, output, targets, weights, 4)
+  for e, a in zip(first, gradients(form, hidden, output, targets, weights, 4), strict=True):
+    np.testing.assert_array_equal(a, e)
 
 
-def test_holds_only_a_chunk_of_logits():
-  batch_size, num_positions, vocab_size = 4, 256, 4096
-  shapes = [
-    jax.ShapeDtypeStruct((batch_size, num_positions, 16), jnp.float32),
-    jax.ShapeDtypeStruct((16, vocab_size), jnp.float32),
-    jax.ShapeDtypeStruct((batch_size, num_positions), jnp.int32),
+@FORMS
+@pytest.mark.parametrize("transform", ["remat", "scan", "nested jit", "tied"])
+def test_gradients_under_transformations(form, transform):
+  hidden, output, targets = inputs()
+  weights = signed_weights(targets)
+  plain = lambda *args: form(*args, 4)
+
+  def accumulated(hidden, output, targets, weights):
+    rows = tuple(x[:, None] for x in (hidden, targets, weights))
+
+    def add(total, row):
+      hidden, targets, weights = row
+      return total + form(hidden, output, targets, weights, 4), None
+
+    return jax.lax.scan(add, jnp.float32(0), rows)[0]
+
+  transformed = {
+    "remat": jax.checkpoint(plain),
+    "scan": accumulated,
+    "nested jit": jax.jit(plain),
+    "tied": lambda hidden, output, *rest: plain(hidden, jnp.asarray(output.T).T, *rest),
+  }[transform]
+  expected = reference_gradients(hidden, output, targets, weights)
+  arguments = hidden, jnp.asarray(output), targets, weights
+  actual = jax.jit(jax.grad(transformed, argnums=(0, 1)))(*arguments)
+  for e, a in zip(expected, actual, strict=True):
+    np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
+
+
+@FORMS
+def test_per_example_gradients(form):
+  hidden, output, targets = inputs()
+  weights = signed_weights(targets)
+
+  def one(hidden, targets, weights):
+    loss = lambda output: form(hidden[None], output, targets[None], weights[None], 4)
+    return jax.grad(loss)(jnp.asarray(output))
+
+  actual = jax.jit(jax.vmap(one))(hidden, targets, weights)
+  for b in range(len(hidden)):
+    row = slice(b, b + 1)
+    _, expected = reference_gradients(hidden[row], output, targets[row], weights[row])
+    np.testing.assert_allclose(actual[b], expected, rtol=1e-5, atol=1e-5)
+
+
+def make_mesh(*shape):
+  axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+  devices = jax.devices()[: math.prod(shape)]
+  return jax.make_mesh(shape, MESH_AXES, axis_types=axis_types, devices=devices)
+
+
+def on_mesh(mesh, hidden, output, targets, weights):
+  specs = (jax.P(BATCH_AXES), jax.P("fsdp", "tensor"), jax.P(BATCH_AXES), jax.P(BATCH_AXES))
+  arrays = (hidden, output, targets, weights)
+  return [
+    jax.device_put(x, jax.NamedSharding(mesh, spec))
+    for x, spec in zip(arrays, specs, strict=True)
   ]
 
-  def temporary_bytes(chunk_size):
-    def loss(hidden, output, targets):
-      return jnp.sum(token_cross_entropy(hidden, output, targets, chunk_size))
 
-    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+@FORMS
+@pytest.mark.parametrize(
+  ("shape", "dtype"), [((2, 2, 2), "float32"), ((1, 8, 1), "float32"), ((2, 1, 4), "bfloat16")]
+)
+def test_sharded_equals_a_single_device(form, shape, dtype):
+  hidden, output, targets = inputs(batch_size=8, width=16, vocab_size=64, scale=1.0)
+  weights = signed_weights(targets)
+  hidden = jnp.asarray(hidden, dtype)
+  single = jax.jit(jax.value_and_grad(form, argnums=(0, 1)), static_argnums=4)
+  expected = single(hidden, output, targets, weights, 5)
+  mesh = make_mesh(*shape)
+  with jax.set_mesh(mesh):
+    sharded = jax.jit(jax.value_and_grad(form, argnums=(0, 1)), static_argnums=4)
+    actual = sharded(*on_mesh(mesh, hidden, output, targets, weights), 5)
+  tolerance = 1e-5 if dtype == "float32" else 1e-2
+  for e, a in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
+    e, a = np.float32(e), np.float32(a)
+    np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance * np.abs(e).max())
 
-  all_logits = batch_size * num_positions * vocab_size * 4
-  assert temporary_bytes(None) >= all_logits
-  assert temporary_bytes(16) < all_logits / 4
+
+@FORMS
+def test_shards_of_the_batch_do_not_communicate_in_every_chunk(form):
+  arguments = inputs(batch_size=8, num_positions=32, width=16, vocab_size=64)
+  mesh = make_mesh(4, 2, 1)
+  with jax.set_mesh(mesh):
+    arguments = on_mesh(mesh, *arguments, signed_weights(arguments[2]))
+    grad = jax.jit(jax.grad(form, argnums=(0, 1)), static_argnums=4)
+    text = grad.lower(*arguments, 8).compile().as_text()
+  entry = text.index("\nENTRY ")
+  assert "while(" in text[entry:]
+  for collective in ("all-reduce(", "all-gather(", "all-to-all(", "collective-permute("):
+    assert collective not in text[:entry], collective
+  assert "f32[32,64]" not in text  # the logits of a chunk of all the devices' positions
 
 
-def test_default_chunk_size_bounds_the_logits_of_a_row():
-  for num_positions in (1, 128, 1000, 8192):
-    for vocab_size in (2, 256, 50_257, 262_144, 10_000_000):
+@FORMS
+def test_rows_that_do_not_divide_over_the_mesh(form):
+  hidden, output, targets = inputs(batch_size=3, width=16, vocab_size=64)
+  weights = signed_weights(targets)
+  expected = gradients(form, hidden, output, targets, weights, 5)
+  with jax.set_mesh(make_mesh(2, 2, 2)):
+    actual = gradients(form, hidden, output, targets, weights, 5)
+  for e, a in zip(expected, actual, strict=True):
+    np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5 * np.abs(e).max())
+
+
+@FORMS
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
+def test_computes_no_gradient_of_what_is_frozen(form, wrap):
+  batch_size, num_positions, width, vocab_size = 2, 16, 24, 640
+  hidden, output, targets = inputs(batch_size, num_positions, width, vocab_size)
+  arguments = hidden, output, targets, signed_weights(targets)
+
+  def products(function):
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return sorted(x.aval.shape for x in _outputs_of(jaxpr, "dot_general"))
+
+  length = 8
+  loss = wrap(lambda *args: form(*args, length))
+  logits, by_hidden, by_output = (length, vocab_size), (width, length), (width, vocab_size)
+  recomputed = [logits] * ((form is sum_of_tokens) + (wrap is jax.checkpoint))
+  assert products(loss) == [logits]
+  assert products(jax.grad(loss, 0)) == sorted([logits, by_hidden, *recomputed])
+  assert products(jax.grad(loss, 1)) == sorted([logits, by_output, *recomputed])
+  both = sorted([logits, by_hidden, by_output, *recomputed])
+  assert products(jax.grad(loss, (0, 1))) == both
+
+
+def _outputs_of(jaxpr, primitive):
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == primitive:
+      yield from equation.outvars
+    for inner in jax.extend.core.jaxprs_in_params(equation.params):
+      yield from _outputs_of(inner, primitive)
+
+
+def temporary_bytes(form, shape, dtype, argnums, chunk_size="auto"):
+  batch_size, num_positions, width, vocab_size = shape
+  positions = batch_size, num_positions
+  arguments = [
+    jax.ShapeDtypeStruct((*positions, width), dtype),
+    jax.ShapeDtypeStruct((width, vocab_size), jnp.float32),
+    jax.ShapeDtypeStruct(positions, jnp.int32),
+    jax.ShapeDtypeStruct(positions, jnp.float32),
+    jax.ShapeDtypeStruct((), jnp.float32),
+  ]
+
+  def loss(hidden, output, targets, weights, total):
+    return form(hidden, output, targets, weights, chunk_size) / total
+
+  compiled = jax.jit(jax.grad(loss, argnums=argnums)).lower(*arguments).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
+@FORMS
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("argnums", [(0, 1), 0])
+def test_memory_of_a_large_vocabulary(form, dtype, argnums):
+  shape = (8, 1024, 2048, 131_072)
+  logits = 8 * 1024 * 131_072 * 4
+  # Where the matrix is differentiated, its gradient is an output and not among these bytes.
+  # Neither the logits, nor an array of its size for every chunk, fit.
+  assert temporary_bytes(form, shape, dtype, argnums) < logits / 4
+
+
+def test_a_single_chunk_holds_all_logits():
+  shape = (4, 256, 16, 4096)
+  logits = 4 * 256 * 4096 * 4
+  assert temporary_bytes(sum_of_tokens, shape, jnp.float32, (0, 1), None) >= logits
+  assert temporary_bytes(weighted_sum, shape, jnp.float32, (0, 1), None) >= logits
+  assert temporary_bytes(sum_of_tokens, shape, jnp.float32, (0, 1), 64) < logits / 4
+  assert temporary_bytes(weighted_sum, shape, jnp.float32, (0, 1), 64) < logits / 4
+
+
+def test_default_chunk_size_bounds_the_logits():
+  for num_positions in (1, 128, 1000, 8192, 10**6):
+    for vocab_size in (2, 256, 50_257, 262_144, 100_000_000):
       chunk_size = default_chunk_size(num_positions, vocab_size)
       if chunk_size is None:
-        assert num_positions * vocab_size <= 2**22 or num_positions == 1
+        assert num_positions * vocab_size <= 2**26 or num_positions == 1
       else:
         assert 1 <= chunk_size < num_positions
-        assert chunk_size * vocab_size <= 2**22 or chunk_size == 1
+        assert chunk_size * vocab_size <= 2**26 or chunk_size == 1
 
 
-def test_rejects_a_chunk_of_no_positions():
-  with pytest.raises(ValueError, match="chunk_size must be at least 1"):
-    token_cross_entropy(*inputs(), chunk_size=0)
+@FORMS
+@pytest.mark.parametrize("chunk_size", [0, -1])
+def test_rejects_a_chunk_of_no_positions(form, chunk_size):
+  hidden, output, targets = inputs()
+  with pytest.raises(ValueError, match="chunk_size must be"):
+    form(hidden, output, targets, signed_weights(targets), chunk_size)
