@@ -3,7 +3,8 @@
   python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 `--config=FILE:ARG` passes ARG to the file's `get_config`; `--config.FIELD=VALUE` overrides any
-field. The same command resumes a run that was stopped.
+field. The same command resumes a run that was stopped. `--dry_run` allocates nothing and prints
+sizes, memory and FLOPs; with `--compile` it also compiles the step.
 """
 
 import logging
@@ -16,11 +17,9 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from jdc.models.base import LanguageModel
-from jdc.models.decoder import decoder
 from jdc.report import summary
 from jdc.train import config as config_lib
-from jdc.train import corpus, loop, setup
+from jdc.train import corpus, estimate, loop, model_parts, setup
 from jdc.train.optimizer import make_optimizer
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The run's config file.")
@@ -35,39 +34,56 @@ CACHE = flags.DEFINE_string(
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Start jax.distributed (several hosts).")
 
 
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print sizes, memory and FLOPs; train nothing.")
+COMPILE = flags.DEFINE_bool("compile", False, "With --dry_run: compile the training step.")
+
+
 def main(argv: list[str]) -> None:
   _log_to_terminal()
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   if DISTRIBUTED.value:
     jax.distributed.initialize()
-  train(config_lib.from_config_dict(CONFIG.value), WORKDIR.value)
+  config = config_lib.from_config_dict(CONFIG.value)
+  if DRY_RUN.value:
+    print(estimate.report(config, compiles=COMPILE.value))
+  else:
+    train(config, WORKDIR.value)
 
 
 def train(config: config_lib.TrainConfig, workdir: str) -> loop.Result:
   """Builds what the config describes, trains it, and prints what came out."""
   # Everything that can be wrong without looking at the data.
-  policies, model, (optimizer, learning_rate), _, _ = config_lib.collect(
+  policies, parts, (optimizer, learning_rate), corpus_config, _ = config_lib.collect(
     lambda: config_lib.build_policies(config),
-    lambda: _model(config),
+    lambda: model_parts.build(config),
     lambda: make_optimizer(config.optimizer, config.num_steps),
-    lambda: corpus.check(config.data, config.corpus),
+    lambda: _corpus(config),
     lambda: _check_local(workdir),
   )
-
+  config, start = parts
   setup.check_plan(config, policies)
 
   # Text to packed rows, from the cache where they are there already.
-  cache_dir = corpus.cache_dir(config.corpus)
+  cache_dir = corpus.cache_dir(corpus_config)
   cache = str(cache_dir / "xla") if CACHE.value is None else CACHE.value
   if cache:
     jax.config.update("jax_compilation_cache_dir", cache)
   Path(workdir).mkdir(parents=True, exist_ok=True)
   domains = corpus.prepare(
-    config.data, config.corpus, config.sequence_length, config.seed, workdir
+    config.data, corpus_config, config.sequence_length, config.seed, workdir
   )
 
-  run = loop.Run(model, optimizer, learning_rate, policies, domains, config)
+  run = loop.Run(
+    start.model,
+    optimizer,
+    learning_rate,
+    policies,
+    domains,
+    config,
+    weights=start.weights,
+    trainable=start.trainable,
+  )
   result = loop.fit(run, workdir, profile=PROFILE.value)
   if jax.process_index() == 0:
     print(summary.table(workdir))
@@ -83,10 +99,10 @@ def train(config: config_lib.TrainConfig, workdir: str) -> loop.Result:
   return result
 
 
-def _model(config: config_lib.TrainConfig) -> LanguageModel:
-  if config.model is None:
-    raise ValueError("the config has no model; set config.model to a DecoderConfig")
-  return decoder(config.model)
+def _corpus(config: config_lib.TrainConfig) -> config_lib.CorpusConfig:
+  found = corpus.with_tokenizer_of(config.weights.folder, config.corpus)
+  corpus.check(config.data, found)
+  return found
 
 
 def _check_local(workdir: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jdc.data import inside
-from jdc.data.fill import fill
+from jdc.data.fill import fill, wanted_tokens
 from jdc.data.plan import NO_ROWS, Exhausted, PlanSpec, PlanState, Queue, RoundRows, Rows
 from jdc.policies import sampling
 
@@ -19,9 +19,6 @@ _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 # (rows of the pool i64[n], seed of the order) -> a permutation i64[n] of their positions
 Arrange = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 Lengths = Callable[[np.ndarray], np.ndarray]  # records of the pool i64[n] -> tokens i64[n]
-
-# Tokens drawn before rows are filled, in units of what the rows hold: see `fill.fill`.
-_LOOK_AHEAD = 2.0
 
 
 class Plan:
@@ -111,9 +108,10 @@ class Plan:
     assert lengths is not None
     assert state.pending is not None
     pending, p_G = state.pending, np.ones(len(spec.group_sizes))
-    num_carried, wanted = len(pending.example_id), spec.batch_size * spec.row_tokens
+    num_carried = len(pending.example_id)
+    wanted = wanted_tokens(spec.batch_size, spec.row_tokens)
     length_n = lengths(pending.example_id)
-    while length_n.sum() < _LOOK_AHEAD * wanted:
+    while length_n.sum() < wanted:
       try:
         drawn, state, p_G = self._draw_rows(state)
       except Exhausted:

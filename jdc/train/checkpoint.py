@@ -244,6 +244,58 @@ class Checkpoints:
     )
 
 
+def read_payload(folder: epath.PathLike, step: int | None = None) -> tuple[int, dict[str, Any]]:
+  """Returns the step and the JSON values of a checkpoint, without touching the folder.
+
+  Args:
+    folder: of checkpoints.
+    step: of the checkpoint; default: the newest.
+
+  Raises:
+    ValueError: if it is not there.
+    Damaged: if it cannot be read.
+  """
+  folder = epath.Path(os.path.abspath(folder) if "://" not in str(folder) else folder)
+  steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+  if not steps or (step is not None and step not in steps):
+    raise ValueError(f"{folder}: no checkpoint of step {step}; there are {steps}")
+  step = steps[-1] if step is None else step
+  try:
+    metadata = ocp.checkpointables_metadata(folder / str(step)).custom_metadata
+    payload, crc32 = metadata["payload"], metadata["crc32"]
+  except Exception as error:
+    raise Damaged(f"{folder}/{step}: its metadata cannot be read") from error
+  if zlib.crc32(payload.encode()) != crc32:
+    raise Damaged(f"{folder}/{step}: its metadata fails the checksum")
+  return step, json.loads(payload)
+
+
+def read_params(
+  folder: epath.PathLike, step: int, payload: dict[str, Any], abstract_params: Any
+) -> Any:
+  """Returns the parameters that a checkpoint holds, and nothing else of it.
+
+  Raises:
+    Damaged: if they cannot be read or fail their checksums.
+  """
+  folder = epath.Path(os.path.abspath(folder) if "://" not in str(folder) else folder)
+  context = ocp.Context()
+  context.pytree.loading.partial_load = True
+  try:
+    with context:
+      loaded = ocp.load_checkpointables(
+        folder / str(step), {"state": {"params": abstract_params}}
+      )
+  except Exception as error:
+    raise Damaged(f"{folder}/{step}: {type(error).__name__}: {str(error)[:200]}") from error
+  params = loaded["state"]["params"]
+  found = [int(x) for x in checksums(params)]
+  # The leaves of a state are its step and then its parameters.
+  if found != payload["checksums"][1 : 1 + len(found)]:
+    raise Damaged(f"{folder}/{step}: its parameters fail their checksums")
+  return params
+
+
 def _placed(x: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
   # On one device keys come back with the partition of their data, which has one axis more.
   return x if x.sharding == wanted.sharding else jax.device_put(x, wanted.sharding)

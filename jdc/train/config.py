@@ -9,7 +9,8 @@ from typing import Any
 
 import ml_collections
 
-from jdc.models.configs import DecoderConfig
+from jdc.models.decoder_config import DecoderConfig
+from jdc.models.lora import LoraConfig
 from jdc.policies import Policies, combine
 from jdc.train import fields as fields_lib
 
@@ -75,13 +76,34 @@ class LoggingConfig:
 class CorpusConfig:
   """What the model reads."""
 
-  tokenizer: str = "bytes"  # or the path of a Hugging Face tokenizer.json
-  bos_token: str = ""  # of that tokenizer; empty: none
+  # Or the path of a Hugging Face tokenizer.json or its folder; "weights": that of the weights.
+  tokenizer: str = "bytes"
+  bos_token: str = ""  # of that tokenizer; empty: none, or what its folder says
   eos_token: str = ""
+  # "text": documents, cut into rows. Instruction data, a record an example: "alpaca",
+  # "sharegpt", "messages", or "auto" to tell by a record's fields.
+  format: str = "text"
+  # How instruction data are written: "plain", "alpaca", or "tokenizer": by its own template.
+  template: str = "plain"
+  predict: str = "all"  # responses of a conversation, or only the "last"
+  on_long: str = (
+    "error"  # or "truncate", "drop_turns", "quarantine": records too long for a row
+  )
   text_field: str = "text"  # of JSON, Parquet and TFDS records
   validation_fraction: float = 0.05  # of documents, in domains without validation files
   on_bad_record: str = "error"  # or "quarantine": write aside, count, go on
   cache_dir: str = ""  # of packed rows; empty: $JDC_CACHE, else ~/.cache/jdc
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsConfig:
+  """A checkpoint to start from, in place of `model`, and how its model computes."""
+
+  folder: str = ""  # of Hugging Face's format; empty: none
+  dtype: str = "float32"  # of activations, as the next ones in `DecoderConfig`
+  parameter_dtype: str = "float32"
+  remat: str = "none"
+  attention: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +175,10 @@ class TrainConfig(RunConfig):
 
   data: str = ""  # a folder of domains; "python": text of this Python installation
   corpus: CorpusConfig = dataclasses.field(default_factory=CorpusConfig)
-  model: DecoderConfig | None = None
+  model: DecoderConfig | None = None  # drawn at random; or `weights`
+  weights: WeightsConfig = dataclasses.field(default_factory=WeightsConfig)
+  lora: LoraConfig | None = None  # adapters, which alone are trained
+  trainable: tuple[str, ...] = ()  # patterns as "layers/mlp/*"; empty: all, or the adapters
   optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
   mixture: Mapping[str, Any] | None = None  # of `policy(...)`, as the next three
   selection: Mapping[str, Any] | None = None
@@ -178,7 +203,11 @@ _CHOICES = {
 }
 
 # A run may be resumed with other values of these.
-RESUMABLE = ("num_steps", "mesh", "evaluation", "checkpoint", "logging", "corpus.cache_dir")
+RESUMABLE = (
+  "num_steps", "mesh", "evaluation", "checkpoint", "logging", "corpus.cache_dir",
+  "weights.folder",  # what it holds is compared
+)  # fmt: skip
+ADAPTERS = ("*/lora_*",)
 SLOTS = ("mixture", "selection", "ordering", "weighting")
 
 
@@ -281,6 +310,25 @@ def unknown_overrides(config: Mapping[str, Any], paths: Sequence[str]) -> list[s
         break
       fields = fields[name]
   return problems
+
+
+def from_json(flat: Mapping[str, Any], cls: type[Any], prefix: str = "", **changes: Any) -> Any:
+  """Returns the dataclass whose fields `to_json` wrote under a prefix, such as "model."."""
+  inner, arguments = fields_lib.nested(cls), {}
+  for field in dataclasses.fields(cls):
+    path = prefix + field.name
+    if path in flat:
+      value = flat[path]
+      arguments[field.name] = tuple(value) if isinstance(value, list) else value
+    elif any(name.startswith(f"{path}.") for name in flat):
+      arguments[field.name] = from_json(flat, inner[field.name], f"{path}.")
+  return cls(**arguments | changes)
+
+
+def trainable_patterns(flat: Mapping[str, Any]) -> tuple[str, ...]:
+  """Returns the patterns of the trained parameters of a config as JSON; empty for all."""
+  chosen = tuple(flat.get("trainable") or ())
+  return chosen or (ADAPTERS if "lora.rank" in flat else ())
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:

@@ -1,12 +1,23 @@
 """From the data fields of a config to packed rows."""
 
+import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any, cast
 
-from jdc.data import pack, quickstart, tokenize
+from jdc.data import chat as chat_lib
+from jdc.data import chat_template, instruct, pack, quickstart, tokenize
 from jdc.data.domains import find_domains
 from jdc.train.config import CorpusConfig
+
+_CHOICES = {
+  "on_bad_record": ("error", "quarantine"),
+  "format": ("text", "auto", "alpaca", "sharegpt", "messages"),
+  "template": ("plain", "alpaca", "tokenizer"),
+  "predict": ("all", "last"),
+  "on_long": instruct.ON_LONG,
+}
 
 
 def cache_dir(config: CorpusConfig) -> Path:
@@ -18,7 +29,7 @@ def cache_dir(config: CorpusConfig) -> Path:
 def prepare(
   data: str, config: CorpusConfig, sequence_length: int, seed: int, workdir: str
 ) -> dict[str, pack.Domain]:
-  """Returns the domains of `data`, tokenized and packed now or in an earlier run.
+  """Returns the domains of `data`, tokenized now or in an earlier run.
 
   Args:
     data: a folder of domains, or "python" for the quickstart's text.
@@ -28,24 +39,53 @@ def prepare(
     workdir: receives the records that are set aside.
 
   Raises:
-    ValueError: if the path, the tokenizer or a record is not usable; see `jdc.data.pack`.
+    ValueError: if the path, the tokenizer or a record is not usable; see `jdc.data.pack` for
+      documents and `jdc.data.instruct` for instruction data.
   """
   check(data, config)
   folder = Path(data).expanduser()
   if data == "python":
     folder = cache_dir(config) / "python_text" / quickstart.installation()
     quickstart.write_corpus(folder)
-  return pack.prepare(
+  quarantine = Path(workdir) / "quarantine.jsonl"
+  on_bad_record = cast(Any, config.on_bad_record)  # known to `check`, as the other choices
+  if config.format == "text":
+    return pack.prepare(
+      find_domains(folder),
+      tokenizer(config),
+      sequence_length,
+      config.validation_fraction,
+      cache_dir(config) / "rows",
+      text_field=config.text_field,
+      on_bad_record=on_bad_record,
+      quarantine=quarantine,
+      seed=seed,
+    )
+  return instruct.prepare(
     find_domains(folder),
-    tokenizer(config),
+    chat(config),
     sequence_length,
     config.validation_fraction,
-    cache_dir(config) / "rows",
-    text_field=config.text_field,
-    on_bad_record=cast(Any, config.on_bad_record),  # `check` knows it
-    quarantine=Path(workdir) / "quarantine.jsonl",
+    cache_dir(config) / "records",
+    format=cast(Any, config.format),
+    on_bad_record=on_bad_record,
+    quarantine=quarantine,
     seed=seed,
+    on_long=cast(Any, config.on_long),
   )
+
+
+def with_tokenizer_of(folder: str, config: CorpusConfig) -> CorpusConfig:
+  """Returns the config with the folder of the weights in place of tokenizer="weights".
+
+  Raises:
+    ValueError: if there are no weights.
+  """
+  if config.tokenizer != "weights":
+    return config
+  if not folder:
+    raise ValueError("corpus.tokenizer='weights' needs config.weights.folder")
+  return dataclasses.replace(config, tokenizer=folder)
 
 
 def check(data: str, config: CorpusConfig) -> None:
@@ -53,9 +93,24 @@ def check(data: str, config: CorpusConfig) -> None:
   errors = []
   if not data:
     errors.append("data is empty; give a folder of domains, or 'python' for the quickstart")
-  if config.on_bad_record not in ("error", "quarantine"):
+  errors += [
+    f"corpus.{name} must be one of {', '.join(known)}, got {getattr(config, name)!r}"
+    for name, known in _CHOICES.items()
+    if getattr(config, name) not in known
+  ]
+  if config.format == "text":
+    defaults = CorpusConfig()
+    errors += [
+      f"corpus.{name}={getattr(config, name)!r} is for instruction data; set corpus.format"
+      for name in ("template", "predict", "on_long")
+      if getattr(config, name) != getattr(defaults, name)
+    ]
+  elif data == "python":
+    errors.append(f"data='python' is text, not instruction data of format {config.format!r}")
+  if config.template == "tokenizer" and not Path(config.tokenizer).is_dir():
     errors.append(
-      f"corpus.on_bad_record must be error or quarantine, got {config.on_bad_record!r}"
+      "corpus.template='tokenizer' needs the folder of a Hugging Face tokenizer as "
+      f"corpus.tokenizer, got {config.tokenizer!r}"
     )
   if not 0 <= config.validation_fraction < 1:
     errors.append(
@@ -71,6 +126,37 @@ def tokenizer(config: CorpusConfig) -> tokenize.Tokenizer:
     if config.bos_token or config.eos_token:
       raise ValueError("corpus.bos_token and corpus.eos_token are for tokenizer files only")
     return tokenize.byte_tokenizer()
-  return tokenize.from_file(
-    config.tokenizer, bos_token=config.bos_token or None, eos_token=config.eos_token or None
+  path, named = Path(config.tokenizer).expanduser(), {}
+  if path.is_dir():
+    named = _boundary_tokens(path)
+    path = path / "tokenizer.json"
+  bos, eos = (
+    config.bos_token or named.get("bos_token"),
+    config.eos_token or named.get("eos_token"),
   )
+  return tokenize.from_file(path, bos_token=bos, eos_token=eos)
+
+
+def chat(config: CorpusConfig) -> chat_lib.Chat:
+  """Returns how a config writes conversations."""
+  turns = cast(Any, config.predict)
+  if config.template == "tokenizer":
+    return chat_template.from_folder(config.tokenizer, turns)
+  return chat_lib.from_tokenizer(tokenizer(config), config.template, turns)
+
+
+def _boundary_tokens(folder: Path) -> dict[str, str]:
+  """The names of the tokens that a Hugging Face folder puts around a text."""
+  path = folder / "tokenizer_config.json"
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    return {}
+  except ValueError as error:
+    raise ValueError(f"{path} is not JSON: {error}") from error
+  found = {name: content.get(name) for name in ("bos_token", "eos_token")}
+  return {
+    name: token["content"] if isinstance(token, dict) else token
+    for name, token in found.items()
+    if token is not None
+  }

@@ -100,9 +100,9 @@ def steps(
   setup.check(config, policies, run.model, run.domains, run.scores)
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
   spec = setup.run_spec(config, run.domains, policies)
-  plan_spec = setup.plan_spec(config, spec, policies)
+  plan_spec = setup.plan_spec(config, spec, policies, run.domains)
   decisions, policy_states = state_lib.init_policies(policies, spec, config.seed)
-  setup.check_decisions(decisions, spec, policies)
+  setup.check_decisions(decisions, spec, policies, config.plan.max_segments)
   options = setup.step_options(config, decisions, policies)
 
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:

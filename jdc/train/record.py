@@ -74,7 +74,7 @@ class Record:
     last_line = saved.get("lines")
     self._lines = metrics_lib.JsonlWriter(workdir / "metrics.jsonl", last_step, last_line)
     self._times = metrics_lib.JsonlWriter(workdir / "timing.jsonl", last_step)
-    self._ids = metrics_lib.ExampleLog(workdir, config.batch_size, step)
+    self._ids = metrics_lib.ExampleLog(workdir, self._spec.batch_size, step)
     if config.logging.tensorboard:
       folder = workdir / "tensorboard"
       self._writers.append(metrics_lib.TensorBoardWriter(folder, last_step))
@@ -171,17 +171,21 @@ class Record:
         stack.callback(file.close)
 
   def _metrics(self, out: StepOutput, before: PlanState, after: PlanState) -> dict[str, float]:
-    asked_K = (after.asked_K - before.asked_K) / max((after.asked_K - before.asked_K).sum(), 1)
     metrics = {
       "train/weighted_loss": float(out.loss),
       "train/grad_norm": float(out.grad_norm),
       "train/learning_rate": float(out.learning_rate),
       "train/skipped_steps": float(self._skipped),
       "train/tokens": float(self._tokens),
-      "data/entropy": metrics_lib.entropy(asked_K),
     }
-    names = self._spec.domain_names
-    metrics |= _by_domain(names, probability=asked_K) | self.shares(after)
+    names, asked_K = self._spec.domain_names, after.asked_K - before.asked_K
+    if asked_K.sum() > 0:  # packed rows may be filled from what was drawn before
+      asked_K = asked_K / asked_K.sum()
+      metrics |= {"data/entropy": metrics_lib.entropy(asked_K)}
+      metrics |= _by_domain(names, probability=asked_K)
+    if out.share_filled is not None:
+      metrics["data/share_filled"] = float(out.share_filled)
+    metrics |= self.shares(after)
     return metrics | self._window.metrics(names) | self._policy_metrics(out.metrics)
 
   def _policy_metrics(self, metrics: Mapping[str, Any]) -> dict[str, float]:

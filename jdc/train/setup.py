@@ -45,9 +45,15 @@ def run_spec(config: RunConfig, domains: Mapping[str, Domain], policies: Policie
   )
 
 
-def plan_spec(config: RunConfig, spec: RunSpec, policies: Policies) -> plan.PlanSpec:
+def plan_spec(
+  config: RunConfig, spec: RunSpec, policies: Policies, domains: Mapping[str, Domain]
+) -> plan.PlanSpec:
   """Returns the plan of a run; its own checks name wrong fields."""
-  fields = config.plan
+  fields, draw_size = config.plan, 0
+  if fields.max_segments:
+    num_tokens = sum(int(domain.train.lengths.sum()) for domain in domains.values())
+    row_tokens = config.batch_size * (config.sequence_length + 1)
+    draw_size = max(1, round(row_tokens * spec.num_examples / num_tokens))
   return plan.PlanSpec(
     domain_names=spec.domain_names,
     domain_sizes=spec.domain_sizes,
@@ -63,6 +69,9 @@ def plan_spec(config: RunConfig, spec: RunSpec, policies: Policies) -> plan.Plan
     decision_lag=fields.decision_lag,
     max_epochs=tuple(fields.max_epochs),
     on_exhausted=cast(Any, fields.on_exhausted),
+    max_segments=fields.max_segments,
+    row_tokens=config.sequence_length + 1,
+    draw_size=draw_size,
   )
 
 
@@ -92,9 +101,12 @@ def step_options(
 
 
 def check_decisions(
-  decisions: Mapping[str, Decision], spec: RunSpec, policies: Policies
+  decisions: Mapping[str, Decision], spec: RunSpec, policies: Policies, max_segments: int = 0
 ) -> None:
-  """Raises a ValueError that lists the initial decisions that do not fit their slots."""
+  """Raises a ValueError that lists the initial decisions that do not fit their slots.
+
+  Where rows are packed with up to `max_segments` records, these are the examples.
+  """
   errors = []
   for slot, decision in decisions.items():
     policy = slots(policies)[slot]
@@ -107,9 +119,10 @@ def check_decisions(
     if decision.token_weights is not None and slot != "weighting" and _selects(policies):
       errors.append(f"token weights of the {slot} do not reach the rows that a step keeps")
     rows = _weighted_rows(slot, policy, shape, spec, policies)
+    num_rows = tuple(size // max(max_segments, 1) for size in rows)
     for field, expected in (
       ("weights", rows),
-      ("token_weights", (*rows, spec.sequence_length)),
+      ("token_weights", (*num_rows, spec.sequence_length)),
     ):
       value = getattr(decision, field)
       if value is not None and np.shape(value) != expected:
@@ -213,7 +226,10 @@ def check(
   """Raises a ValueError that lists everything in the run that cannot work together."""
   errors = [*_slot_errors(config, policies), *_observation_errors(policies)]
   errors += _data_errors(config, model, domains)
-  if all(domain.train is not None for domain in domains.values()):
+  tables = [domain.train for domain in domains.values()]
+  if all(
+    t is not None and (hasattr(t, "lengths") or not config.plan.max_segments) for t in tables
+  ):
     errors += _plan_errors(config, policies, domains)
   errors += _ordering_errors(policies, domains, scores)
   errors += _mesh_errors(config, model)
@@ -232,7 +248,7 @@ def _plan_errors(
       f"{num_rows}, that of rows, got {sweep_rows}"
     )
   try:
-    plan_spec(config, run_spec(config, domains, policies), policies)
+    plan_spec(config, run_spec(config, domains, policies), policies, domains)
   except ValueError as error:
     errors.append(str(error))
   return errors
@@ -274,6 +290,8 @@ def _data_errors(
       if table is None:
         wrong(name, f"there are no {split} rows")
         continue
+      if config.plan.max_segments and not hasattr(table, "lengths"):
+        wrong(name, "plan.max_segments packs instruction data, these are rows of documents")
       if table.sequence_length != config.sequence_length:
         wrong(
           name,
@@ -313,6 +331,11 @@ def _slot_errors(config: RunConfig, policies: Policies) -> list[str]:
     errors.append(
       f"plan.sweep_batch_size={fields.sweep_batch_size} needs a round-scope policy or an "
       "ordering"
+    )
+  if in_step and fields.max_segments:
+    errors.append(
+      f"plan.max_segments={fields.max_segments}: a step-scope selection chooses among whole "
+      "rows; set it to 0 for one record a row"
     )
   if in_step and fields.num_candidates <= config.batch_size:
     errors.append(

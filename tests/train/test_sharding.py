@@ -42,7 +42,7 @@ def trained(domains, model_config, tiny_config):
     batches = iter(
       Loader(
         pool,
-        setup.plan_spec(config, spec, chosen),
+        setup.plan_spec(config, spec, chosen, {}),
         setup.initial_mixture(spec, decisions),
         sharding.batch_sharding(mesh),
       )
