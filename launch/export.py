@@ -16,7 +16,7 @@ from absl import app, flags
 
 from jdc.models import hf, peft
 from jdc.models.decoder_config import DTYPES
-from jdc.train import pretrained, sharding
+from jdc.train import pretrained, process, sharding
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "The folder to write.", required=True)
@@ -29,6 +29,7 @@ TOKENIZER = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
+  process.log_to_terminal()
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   export(CHECKPOINT.value, OUTPUT.value, STEP.value, MERGE.value, DTYPE.value, TOKENIZER.value)

@@ -7,19 +7,17 @@ field. The same command resumes a run that was stopped. `--dry_run` allocates no
 sizes, memory and FLOPs; with `--compile` it also compiles the step.
 """
 
-import logging
 import os
 import sys
 from pathlib import Path
 
 import jax
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from jdc.report import summary
 from jdc.train import config as config_lib
-from jdc.train import corpus, estimate, loop, model_parts, setup
+from jdc.train import corpus, estimate, loop, model_parts, process, setup
 from jdc.train.optimizer import make_optimizer
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The run's config file.")
@@ -39,7 +37,7 @@ COMPILE = flags.DEFINE_bool("compile", False, "With --dry_run: compile the train
 
 
 def main(argv: list[str]) -> None:
-  _log_to_terminal()
+  process.log_to_terminal()
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   if DISTRIBUTED.value:
@@ -123,18 +121,6 @@ def _parse_flags(argv: list[str]) -> list[str]:
     paths = [arg.lstrip("-").partition("=")[0].removeprefix("config.") for arg in overrides]
     problems = config_lib.unknown_overrides(CONFIG.value, paths) or [str(error)]
     sys.exit(f"FATAL Flags parsing error: {'; '.join(problems)}")
-
-
-def _log_to_terminal() -> None:
-  # Orbax writes a page for every checkpoint, and its errors are raised besides.
-  absl_logging.set_verbosity(absl_logging.FATAL)
-  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-  handler = logging.StreamHandler()
-  handler.setFormatter(logging.Formatter("%(message)s"))
-  log = logging.getLogger("jdc")
-  log.addHandler(handler)
-  log.setLevel(logging.INFO)
-  log.propagate = False
 
 
 if __name__ == "__main__":

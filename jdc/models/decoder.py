@@ -3,6 +3,7 @@
 One implementation serves the published families; `DecoderConfig` says what differs.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Literal, NamedTuple
@@ -36,8 +37,8 @@ def decoder(
 
   Args:
     config: the architecture and its precision.
-    loss_chunk: positions whose logits exist at a time in `token_losses`; `None` for all;
-      "auto" as `cross_entropy.default_chunk_size` says.
+    loss_chunk: positions whose logits exist at a time, on each device, where losses are
+      computed; `None` for all; "auto" as `cross_entropy.default_chunk_size` says.
     lora: adapters, whose parameters lie beside the kernels as `lora_a` and `lora_b`.
 
   Returns:
@@ -78,6 +79,9 @@ def decoder(
     )
   if lora is not None:
     check_targets(lora, config)
+  config = dataclasses.replace(
+    config, attention=attention.choose(config, jax.default_backend())
+  )
   build = Build(config, lora)
   graphdef, _ = nnx.split(nnx.eval_shape(lambda: Decoder(build, rngs=nnx.Rngs(0))))
 
@@ -98,12 +102,24 @@ def decoder(
     key: jax.Array | None = None,
   ) -> jax.Array:
     model = nnx.merge(graphdef, params)
-    chunk = loss_chunk
-    if chunk == "auto":
-      chunk = cross_entropy.default_chunk_size(tokens.shape[1], config.vocab_size)
     hidden_BxTxD = model(tokens, positions, segments, key)
     return cross_entropy.token_cross_entropy(
-      hidden_BxTxD, model.output_matrix(), targets, chunk
+      hidden_BxTxD, model.output_matrix(), targets, loss_chunk
+    )
+
+  def weighted_loss(
+    params: Params,
+    tokens: jax.Array,
+    targets: jax.Array,
+    positions: jax.Array,
+    segments: jax.Array,
+    weights: jax.Array,
+    key: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array]:
+    model = nnx.merge(graphdef, params)
+    hidden_BxTxD = model(tokens, positions, segments, key)
+    return cross_entropy.weighted_cross_entropy(
+      hidden_BxTxD, model.output_matrix(), targets, weights, loss_chunk
     )
 
   def logits(
@@ -125,6 +141,7 @@ def decoder(
     init=init,
     hidden=hidden,
     token_losses=token_losses,
+    weighted_loss=weighted_loss,
     logits=logits,
     partition_specs=partition_specs,
     vocab_size=config.vocab_size,

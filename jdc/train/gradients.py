@@ -31,6 +31,32 @@ def make_forward(model: LanguageModel) -> Callable[..., jax.Array]:
   return forward
 
 
+def make_loss_sum(model: LanguageModel) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """Returns `(params, inputs, weights f32[B, T], key=None) -> (f32[], f32[B, T])`.
+
+  The sum of weights times losses, and the losses, which are constants for the gradient.
+  """
+  forward, offered = make_forward(model), model.weighted_loss
+
+  def plain(
+    params: Any, inputs: RowInputs, weight_BxT: jax.Array, key: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    token_loss = forward(params, inputs, key)
+    return jnp.sum(token_loss * weight_BxT), jax.lax.stop_gradient(token_loss)
+
+  def own(
+    params: Any, inputs: RowInputs, weight_BxT: jax.Array, key: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    assert offered is not None
+    noise, (tokens, targets, positions, segments, _) = (
+      {} if key is None else {"key": key},
+      inputs,
+    )
+    return offered(params, tokens, targets, positions, segments, weight_BxT, **noise)
+
+  return plain if offered is None else own
+
+
 class Microbatch(NamedTuple):
   """What the losses of some rows are computed from."""
 
@@ -41,6 +67,7 @@ class Microbatch(NamedTuple):
 
 def make_gradients(
   forward: Callable,
+  loss_sum: Callable,
   update: Callable,
   policies: Policies,
   trained: set[str],
@@ -53,6 +80,7 @@ def make_gradients(
 
   Args:
     forward: of `make_forward`.
+    loss_sum: of `make_loss_sum`.
     update: of `observe.make_updater`.
     policies: the slots.
     trained: the step-scope slots that observe the trained rows.
@@ -72,27 +100,43 @@ def make_gradients(
     tokens = [decisions[n].token_weights for n in sorted(weighted)]
     return _product(weights), _product([u for u in tokens if u is not None])
 
-  def loss_sum(token_loss: jax.Array, part: Microbatch, w: Any, u: Any) -> jax.Array:
+  def weights_of(part: Microbatch, w: Any, u: Any) -> jax.Array:
     inputs, tokens = part.inputs, num_tokens(part.batch, part.inputs)
-    weight_BxT = objective.loss_weights(inputs.mask, inputs.segments, tokens, w, u, average)
-    return jnp.sum(token_loss * weight_BxT)
+    return objective.loss_weights(inputs.mask, inputs.segments, tokens, w, u, average)
 
   def losses(params: Params, part: Microbatch) -> jax.Array:
     return forward(full_params(params.trained, params.frozen), part.inputs, part.key)
 
+  def weighted_loss(
+    params: Params, part: Microbatch, w: Any, u: Any
+  ) -> tuple[jax.Array, jax.Array]:
+    """The weighted sum of losses and the losses, for weights known before them."""
+    model_params, weight_BxT = (
+      full_params(params.trained, params.frozen),
+      weights_of(part, w, u),
+    )
+    return loss_sum(model_params, part.inputs, weight_BxT, part.key)
+
   def whole(params: Params, part: Microbatch, scalars: dict, states: dict) -> tuple:
+    total = objective.denominator(num_tokens(part.batch, part.inputs), average)
+
+    def decide(token_loss: jax.Array) -> tuple[dict[str, Decision], dict]:
+      return update(part.batch, part.inputs, token_loss, scalars, states, trained, observe=True)
+
     def loss_fn(trained_params: Any) -> tuple[jax.Array, tuple]:
-      token_loss = losses(params._replace(trained=trained_params), part)
-      decisions, new_states = update(
-        part.batch, part.inputs, token_loss, scalars, states, trained, observe=True
-      )
+      current = params._replace(trained=trained_params)
+      if not weighted:
+        w, u = weigh(part.batch, {})
+        loss, token_loss = weighted_loss(current, part, w, u)
+        return loss / total, (token_loss, *decide(token_loss), w)
+      token_loss = losses(current, part)
+      decisions, new_states = decide(token_loss)
       w, u = weigh(part.batch, decisions)
-      total = objective.denominator(num_tokens(part.batch, part.inputs), average)
-      loss = loss_sum(token_loss, part, w, u) / total
-      return loss, (token_loss, decisions, w, new_states)
+      loss = jnp.sum(token_loss * weights_of(part, w, u)) / total
+      return loss, (token_loss, decisions, new_states, w)
 
     (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params.trained)
-    token_loss, decisions, w, states = aux
+    token_loss, decisions, states, w = aux
     return loss, grads, token_loss, decisions, w, states
 
   def accumulated(params: Params, part: Microbatch, scalars: dict, states: dict) -> tuple:
@@ -101,34 +145,33 @@ def make_gradients(
     total = objective.denominator(num_tokens(batch, inputs), average)
     keys = None if key is None else jax.random.split(key, accumulation_steps)
     parts = Microbatch(split(batch), split(inputs), keys)
-    pointwise = all(slots(policies)[name].pointwise for name in weighted)
-    fixed = None
+    pointwise = weighted and all(slots(policies)[name].pointwise for name in weighted)
+    decisions: dict[str, Decision] = {}
     if weighted and not pointwise:
       # Weights that depend on the whole batch need its losses before any gradient.
       token_loss = join(jax.lax.map(lambda part: losses(params, part), parts))
       decisions, _ = update(batch, inputs, token_loss, scalars, states, trained, observe=False)
-      fixed = split(weigh(batch, decisions))
+    known = None if pointwise else split(weigh(batch, decisions))
 
     def accumulate(grads: Any, each: tuple[Microbatch, Any]) -> tuple[Any, tuple]:
       part, weights = each
 
       def loss_fn(trained_params: Any) -> tuple[jax.Array, jax.Array]:
-        token_loss = losses(params._replace(trained=trained_params), part)
-        if weights is None:
-          seen, _ = update(
-            part.batch, part.inputs, token_loss, scalars, states, weighted, observe=False
-          )
-          w, u = weigh(part.batch, seen)
-        else:
-          w, u = weights
-        return loss_sum(token_loss, part, w, u) / total, token_loss
+        current = params._replace(trained=trained_params)
+        if weights is not None:
+          loss, token_loss = weighted_loss(current, part, *weights)
+          return loss / total, token_loss
+        token_loss = losses(current, part)
+        seen, _ = update(*part[:2], token_loss, scalars, states, weighted, observe=False)
+        weight_BxT = weights_of(part, *weigh(part.batch, seen))
+        return jnp.sum(token_loss * weight_BxT) / total, token_loss
 
       (loss, token_loss), new = jax.value_and_grad(loss_fn, has_aux=True)(params.trained)
       return jax.tree.map(jnp.add, grads, new), (loss, token_loss)
 
     # In float32, whatever the parameters: small gradients would vanish in a bfloat16 sum.
     zeros = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params.trained)
-    grads, (sums, token_loss) = jax.lax.scan(accumulate, zeros, (parts, fixed))
+    grads, (sums, token_loss) = jax.lax.scan(accumulate, zeros, (parts, known))
     grads = jax.tree.map(lambda g, x: g.astype(x.dtype), grads, params.trained)
     token_loss = join(token_loss)
     decisions, states = update(

@@ -10,6 +10,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging as absl_logging
 
 _LOG = logging.getLogger("jdc")
 _PROFILED = (10, 15)  # steps after the start of the process that are traced
@@ -95,3 +96,16 @@ class Trace:
     if self._running:
       jax.profiler.stop_trace()
       self._running = False
+
+
+def log_to_terminal() -> None:
+  """Shows what jdc logs, and nothing of the libraries below it, which say little of use."""
+  # Orbax writes a page for every checkpoint, and its errors are raised besides.
+  absl_logging.set_verbosity(absl_logging.FATAL)
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  handler = logging.StreamHandler()
+  handler.setFormatter(logging.Formatter("%(message)s"))
+  log = logging.getLogger("jdc")
+  log.addHandler(handler)
+  log.setLevel(logging.INFO)
+  log.propagate = False

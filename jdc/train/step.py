@@ -15,7 +15,7 @@ from jdc.policies.base import Decision
 from jdc.policies.combine import Policies
 from jdc.train import objective
 from jdc.train.candidates import CandidateDraw, select
-from jdc.train.gradients import Microbatch, make_forward, make_gradients
+from jdc.train.gradients import Microbatch, make_forward, make_gradients, make_loss_sum
 from jdc.train.observe import make_updater, mean_loss, num_tokens, replicate
 from jdc.train.state import Params, TrainState, slots
 
@@ -76,7 +76,7 @@ def make_train_step(
   selects = "selection" in in_step
   trained = in_step & {"weighting"} if selects else in_step
   gradients = make_gradients(
-    forward, update, policies, trained, options.weighted_slots & trained,
+    forward, make_loss_sum(model), update, policies, trained, options.weighted_slots & trained,
     options.row_weights, options.loss_average, options.accumulation_steps,
   )  # fmt: skip
 
