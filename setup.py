@@ -8,6 +8,8 @@ PARQUET = ["pyarrow>=17"]
 ZSTD = ["zstandard>=0.23"]
 TFDS = ["tensorflow-datasets>=4.9.9"]
 TOKENIZERS = ["tokenizers>=0.21"]
+HF = [*TOKENIZERS, "jinja2>=3.1.6", "transformers>=5.0"]
+PEERS = ["peft>=0.21", "torch>=2.13"]  # what results are compared with
 TESTS = [
   "hypothesis>=6.130",
   "ipykernel>=6.29",
@@ -47,7 +49,8 @@ setup(
     "zstd": ZSTD,
     "tfds": TFDS,
     "tokenizers": TOKENIZERS,
+    "hf": HF,
     "wandb": ["wandb>=0.19"],
-    "tests": [*TESTS, *PARQUET, *ZSTD, *TFDS, *TOKENIZERS],
+    "tests": [*TESTS, *PARQUET, *ZSTD, *TFDS, *HF, *PEERS],
   },
 )
