@@ -27,7 +27,7 @@ from jdc.models.hf_names import default_layout, flatten, leaves
 from jdc.models.safetensors import write_file
 
 SMALL = {
-  "vocab_size": 64,
+  "vocab_size": 160,  # more than the rows that are transposed at a time
   "width": 32,
   "num_layers": 3,
   "num_heads": 4,
@@ -236,7 +236,7 @@ def test_one_error_lists_all_tensors_that_do_not_fit(folder):
     in message
   )
   assert "model.layers.0.self_attn.q_proj.bias has shape (32,), not (64,)" in message
-  assert "lm_head.weight has shape (32, 64), not (64, 32)" in message
+  assert "lm_head.weight has shape (32, 160), not (160, 32)" in message
 
 
 def test_weights_of_other_types_are_an_error(folder):
@@ -358,7 +358,7 @@ def test_refuses_other_parameters_and_arguments_at_once(tmp_path):
   params = random_params(QWEN2)
   params["layers"]["attention"]["query"]["lora_a"] = jnp.zeros((3, 32, 2))
   params["final_norm"]["scale"] = jnp.zeros(31)
-  params["embedding"]["embedding"] = jnp.zeros((64, 32), jnp.int32)
+  params["embedding"]["embedding"] = jnp.zeros((160, 32), jnp.int32)
   del params["output"]
   with pytest.raises(ValueError) as error:
     hf.save(
@@ -412,11 +412,17 @@ def test_a_fingerprint_tells_weights_apart(folder):
     up, gate = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.gate_proj.weight"
     arrays[up], arrays[gate] = arrays[gate], arrays[up]
 
+  def rename(arrays):
+    return {name.replace("norm.weight", "norm.weights"): a for name, a in arrays.items()}
+
+  def reshape(arrays):
+    arrays["lm_head.weight"] = arrays["lm_head.weight"].reshape(32, 160)
+
   prints = {first}
-  for change in (one_bit, swap):
+  for change in (one_bit, swap, rename, reshape):
     rewrite(folder, change)
     prints.add(hf.fingerprint(folder))
-  assert len(prints) == 3
+  assert len(prints) == 5
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -61,6 +61,13 @@ def test_both_versions_name_rotary_positions(old, new):
   assert config.rope_scaling == scaling[new["rope_type"]]
 
 
+def test_the_older_name_of_a_scaling_wins_as_in_transformers():
+  both = {"rope_scaling": {"type": "linear", "factor": 4.0}}
+  both["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e5}
+  assert read(**both).rope_scaling == RopeScaling("linear", 4.0)
+  assert read(**both).rope_base == 1e4
+
+
 def test_both_versions_name_the_two_bases_of_gemma3():
   old = {"rope_theta": 5e5, "rope_local_base_freq": 2e3}
   old["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
@@ -118,7 +125,10 @@ def test_both_versions_name_the_two_bases_of_gemma3():
 def test_reads_which_layers_have_a_window(kind, keys, window, layer_types):
   config = read(kind, **keys)
   assert (config.sliding_window, config.layer_types) == (window, layer_types)
-  assert from_hf_config(to_hf_config(config)) == config
+  written = to_hf_config(config)
+  assert from_hf_config(written) == config
+  assert written["sliding_window"] == window
+  assert written.get("use_sliding_window", window is not None) == (window is not None)
 
 
 def test_reads_the_query_scale_of_gemma3():

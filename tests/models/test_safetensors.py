@@ -151,6 +151,7 @@ def test_opens_the_files_of_an_index(tmp_path):
   ("weight_map", "message"),
   [
     ({"a": "1.safetensors", "b": "3.safetensors", "c": "4.safetensors"}, r"3.*, 4.safet"),
+    ({"a": "2.safetensors", "b": "1.safetensors"}, r"a \(.* 2.saf.*, b \(.* 1.saf"),
     ({"a": "2.safetensors", "b": "2.safetensors"}, r"a \(should be in 2.safetensors\)"),
     ({"a": "1.safetensors", "z": "1.safetensors"}, r"z \(should be in 1.safetensors\)"),
     ({"a": "../1.safetensors"}, r"must name files beside it, got '../1.safetensors'"),
