@@ -11,7 +11,7 @@ from flax import nnx
 
 from jdc.models.base import BATCH_AXES
 from jdc.models.decoder_config import DecoderConfig
-from jdc.models.lora import LoraConfig
+from jdc.models.lora import LoraConfig, adaptable
 from jdc.models.partition import constrain
 
 
@@ -59,7 +59,8 @@ class Linear(nnx.Module):
     key = rngs.params()
     self.kernel = nnx.Param(initial(key, (in_features, out_features), dtype))
     self.bias = nnx.Param(jnp.zeros(out_features, dtype)) if use_bias else None
-    self.lora = lora if lora is not None and lora.adapts(path) else None
+    adapts = lora is not None and lora.adapts(path) and path in adaptable(config)
+    self.lora = lora if adapts else None
     self.stream = zlib.crc32(path.encode())  # of its dropout, the same in every process
     if self.lora is not None:
       limit, adapter_dtype = 1 / math.sqrt(in_features), jnp.dtype(self.lora.dtype)
