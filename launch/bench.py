@@ -3,6 +3,8 @@
   python launch/bench.py --what=loop      # training loop against a hand-written one
   python launch/bench.py --what=loader    # rows per second, cost of a changed mixture
   python launch/bench.py --what=throughput --peak_tflops=989  # tokens per second of a big model
+  python launch/bench.py --what=cross_entropy --vocab_size=32768 --width=512 --loss_chunk=256 \\
+    --batch_size=4 --sequence_length=256 --pairs=10  # chunked losses against the plain one
 
 Ratios come from interleaved steps in one process; the A/A row is the hand-written loop against
 itself, which is what noise alone gives.
@@ -11,7 +13,7 @@ itself, which is what noise alone gives.
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,7 @@ from jdc.data.pack import Domain
 from jdc.data.plan import PlanSpec
 from jdc.models.base import LanguageModel
 from jdc.models.configs import DecoderConfig
+from jdc.models.cross_entropy import ChunkSize, token_cross_entropy, weighted_cross_entropy
 from jdc.models.decoder import decoder
 from jdc.policies import mixture
 from jdc.train import config as c
@@ -35,7 +38,9 @@ from jdc.train import state as state_lib
 from jdc.train.optimizer import make_optimizer
 from jdc.train.step import make_train_step
 
-WHAT = flags.DEFINE_enum("what", "loop", ["loop", "loader", "throughput"], "What to measure.")
+WHAT = flags.DEFINE_enum(
+  "what", "loop", ["loop", "loader", "throughput", "cross_entropy"], "What to measure."
+)
 DATA = flags.DEFINE_string("data", "python", "A folder of domains; default: the quickstart's.")
 PAIRS = flags.DEFINE_integer("pairs", 200, "Interleaved pairs of steps.")
 BATCH = flags.DEFINE_integer("batch_size", 8, "Rows of a step.")
@@ -46,13 +51,19 @@ VOCAB = flags.DEFINE_integer("vocab_size", 258, "Tokens of the model, 258 or mor
 DTYPE = flags.DEFINE_string("dtype", "float32", "Of activations.")
 REMAT = flags.DEFINE_string("remat", "none", "none or layer.")
 PEAK = flags.DEFINE_float("peak_tflops", 0.0, "The chip's peak, for the share that is used.")
+CHUNK = flags.DEFINE_integer("loss_chunk", None, "Positions of a chunk of logits; or auto.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps that throughput is measured over.")
 
 
 def main(argv: list[str]) -> None:
   del argv
   absl_logging.set_verbosity(absl_logging.WARNING)
-  {"loop": bench_loop, "loader": bench_loader, "throughput": bench_throughput}[WHAT.value]()
+  {
+    "loop": bench_loop,
+    "loader": bench_loader,
+    "throughput": bench_throughput,
+    "cross_entropy": bench_cross_entropy,
+  }[WHAT.value]()
 
 
 def bench_loop() -> None:
@@ -176,6 +187,39 @@ def bench_throughput() -> None:
     rate = BATCH.value * LENGTH.value / seconds
     used = f", {100 * rate * flops / PEAK.value / 1e12:.1f} % of peak" if PEAK.value else ""
     print(f"{name:>12}: {1e3 * seconds:.1f} ms a step, {rate:,.0f} tokens/s{used}")
+
+
+def bench_cross_entropy() -> None:
+  """Prints the time of chunked losses with both gradients, over that of the plain form."""
+  rng = np.random.default_rng(0)
+  rows, chunk = (BATCH.value, LENGTH.value), cast(ChunkSize, CHUNK.value or "auto")
+  hidden = jnp.asarray(rng.normal(size=(*rows, WIDTH.value)), DTYPE.value)
+  output = jnp.asarray(rng.normal(size=(WIDTH.value, VOCAB.value)) / 16, jnp.float32)
+  targets = jnp.asarray(rng.integers(0, VOCAB.value, rows), jnp.int32)
+  arguments = hidden, output, targets, jnp.asarray(rng.random(rows), jnp.float32)
+
+  def token(chunk: ChunkSize) -> Callable[..., jax.Array]:
+    return lambda h, w, y, u: jnp.sum(u * token_cross_entropy(h, w, y, chunk))
+
+  forms = {
+    "plain": token(None),
+    "plain again (A/A)": token(None),
+    "weights known": lambda h, w, y, u: weighted_cross_entropy(h, w, y, u, chunk)[0],
+    "weights from the loss": token(chunk),
+  }
+
+  def calls(form: Callable[..., jax.Array]) -> Iterator[Any]:
+    gradients = jax.jit(jax.value_and_grad(form, (0, 1)))
+    while True:
+      yield gradients(*arguments)
+
+  seconds = _interleave({name: calls(form) for name, form in forms.items()}, PAIRS.value)
+  base = seconds["plain"]
+  for name, values in seconds.items():
+    ratio, low, high = _ratio(values, base)
+    print(f"{name:>22}: median {1e3 * np.median(values):.1f} ms, min {1e3 * values.min():.1f}, "
+          f"{ratio:.3f}x [{low:.3f}, {high:.3f}], of minima {values.min() / base.min():.3f}x"
+          )  # fmt: skip
 
 
 def _steps(run: loop.Run, workdir: str) -> Any:
