@@ -149,7 +149,7 @@ class Plan:
     state = state._replace(
       draws=state.draws + 1,
       round_draws=state.round_draws + 1,
-      asked_K=state.asked_K + spec.num_drawn * asked_K,
+      asked_K=state.asked_K + len(ids_B) * asked_K,
     )
     return rows, state, p_G
 
@@ -301,7 +301,10 @@ class Plan:
     # A low-discrepancy phase makes the shares over many steps as even as those of one batch.
     offset = (self._phase + int(state.draws) * _GOLDEN_RATIO) % 1.0
     counts_K, rest_K = np.zeros(len(p_K), np.int64), p_K
+    renormalises = spec.on_exhausted == "renormalise"
     while (missing := size - int(counts_K.sum())) > 0:
+      if renormalises and spec.packed and not np.any((left_K > counts_K) & (p_K > 0)):
+        break  # the last rows take what is left
       rest_K = self._open_only(rest_K, left_K > counts_K, left_K)
       asked_K = np.asarray(sampling.systematic_counts(rest_K, missing, offset), np.int64)
       counts_K += np.minimum(asked_K, left_K - counts_K).astype(np.int64)
@@ -318,8 +321,9 @@ class Plan:
 
   def _exhausted_message(self, left_K: np.ndarray) -> str:
     left = dict(zip(self.spec.domain_names, left_K.tolist(), strict=True))
+    what = "draw of {} records" if self.spec.packed else "batch of {} rows"
     return (
-      f"max_epochs={self.spec.max_epochs} leaves no batch of {self.spec.num_drawn} rows; "
+      f"max_epochs={self.spec.max_epochs} leaves no {what.format(self.spec.num_drawn)}; "
       f"rows left by domain: {left}"
     )
 
