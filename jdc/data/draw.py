@@ -150,6 +150,7 @@ class Plan:
       draws=state.draws + 1,
       round_draws=state.round_draws + 1,
       asked_K=state.asked_K + len(ids_B) * asked_K,
+      probability_K=asked_K,
     )
     return rows, state, p_G
 

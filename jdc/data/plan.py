@@ -139,6 +139,7 @@ class PlanState(NamedTuple):
   round_drawn_G: np.ndarray  # i64[G], rows drawn since the start of the round
   seen_K: np.ndarray  # i64[K], rows of each domain seen
   asked_K: np.ndarray  # f64[K], rows of each domain that the decisions asked for
+  probability_K: np.ndarray  # f64[K], of each domain in the newest draw
   in_flight: tuple[Any, ...]  # decision_lag + 1 mixture decisions f32[K], oldest first
   queues: tuple["Queue", ...]  # of each group under an ordering, else none
   pending: "Rows | None"  # records drawn and not yet packed, oldest first
@@ -191,6 +192,7 @@ def initial_state(spec: PlanSpec, mixture_logits: Sequence[float] | np.ndarray) 
     round_drawn_G=np.zeros(num_groups, np.int64),
     seen_K=np.zeros(num_domains, np.int64),
     asked_K=np.zeros(num_domains, np.float64),
+    probability_K=np.zeros(num_domains, np.float64),
     in_flight=(logits_K,) * (spec.decision_lag + 1),
     queues=(_EMPTY,) * (num_groups if spec.ordered else 0),
     pending=NO_ROWS if spec.packed else None,

@@ -170,7 +170,6 @@ def steps(
           begun = round_start(state, int(iterator.state.round), round_rows)
           state, round_rows = begun.state, _begin(iterator, begun)
           record.round(step, begun.metrics)
-      drawn_from = iterator.state
       try:
         batch = next(iterator)
       except StopIteration as end:
@@ -186,7 +185,7 @@ def steps(
         iterator.push(output.mixture_logits)
       if pending is not None:
         record.step(*pending)
-      pending = (output, drawn_from, iterator.state)
+      pending = (output, iterator.state)
       stopped = "SIGTERM" if terminated() else ""
       evaluates = _due(config.evaluation.every_steps, step, config)
       saves = _due(config.checkpoint.every_steps, step, config)

@@ -89,8 +89,8 @@ class Record:
       for writer in (self._lines, *self._writers):
         writer.write(step, metrics)
 
-  def step(self, output: StepOutput, before: PlanState, after: PlanState) -> None:
-    """Takes in a step that has been computed; `before` and `after` are the plan around it.
+  def step(self, output: StepOutput, after: PlanState) -> None:
+    """Takes in a step that has been computed; `after` is the plan behind it.
 
     Raises:
       FloatingPointError: if too many steps in a row had no finite loss or gradient.
@@ -115,7 +115,7 @@ class Record:
       )
     self._bar.update(done - self._bar.n)
     if done % self._config.logging.every_steps == 0:
-      self.write(done, self._metrics(out, before, after))
+      self.write(done, self._metrics(out, after))
       self._window.reset()
       self._write_times(done, out)
 
@@ -170,19 +170,17 @@ class Record:
       for file in self._files:
         stack.callback(file.close)
 
-  def _metrics(self, out: StepOutput, before: PlanState, after: PlanState) -> dict[str, float]:
+  def _metrics(self, out: StepOutput, after: PlanState) -> dict[str, float]:
     metrics = {
       "train/weighted_loss": float(out.loss),
       "train/grad_norm": float(out.grad_norm),
       "train/learning_rate": float(out.learning_rate),
       "train/skipped_steps": float(self._skipped),
       "train/tokens": float(self._tokens),
+      "data/entropy": metrics_lib.entropy(after.probability_K),
     }
-    names, asked_K = self._spec.domain_names, after.asked_K - before.asked_K
-    if asked_K.sum() > 0:  # packed rows may be filled from what was drawn before
-      asked_K = asked_K / asked_K.sum()
-      metrics |= {"data/entropy": metrics_lib.entropy(asked_K)}
-      metrics |= _by_domain(names, probability=asked_K)
+    names = self._spec.domain_names
+    metrics |= _by_domain(names, probability=after.probability_K)
     if out.share_filled is not None:
       metrics["data/share_filled"] = float(out.share_filled)
     metrics |= self.shares(after)
