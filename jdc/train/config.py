@@ -50,7 +50,7 @@ class EvaluationConfig:
   """When the validation split is evaluated, besides before and after training."""
 
   every_steps: int = 0  # 0: only before and after
-  max_rows: int = 0  # rows of each domain; 0: all
+  max_rows: int = 0  # rows of each domain, or records where these are packed; 0: all
   batch_size: int = 0  # 0: the training batch size
 
 

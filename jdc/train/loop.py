@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from jdc.data import plan
+from jdc.data.filled import FilledTable
 from jdc.data.loader import Loader, LoaderIterator, Pool
 from jdc.data.pack import Domain
 from jdc.eval import perplexity
@@ -255,12 +256,24 @@ def _compile(
 
 def _evaluate(run: Run, params: Any, mesh: jax.sharding.Mesh) -> dict[str, float]:
   fields = run.config.evaluation
-  tables = {name: d.validation for name, d in run.domains.items() if d.validation is not None}
+  tables = {
+    name: _evaluated(domain.validation, fields.max_rows, run.config.plan.max_segments)
+    for name, domain in run.domains.items()
+    if domain.validation is not None
+  }
   return perplexity.evaluate(
     run.model.token_losses,
     params,
     tables,
     fields.batch_size or run.config.batch_size,
     mesh,
-    fields.max_rows or None,
+    None if run.config.plan.max_segments else fields.max_rows or None,
   )
+
+
+def _evaluated(table: Any, max_rows: int, max_segments: int) -> Any:
+  """The rows of a domain to evaluate; where records are packed, `max_rows` counts records."""
+  if not max_segments:
+    return table
+  size = min(len(table), max_rows or len(table))
+  return FilledTable(table, np.arange(size) * len(table) // size, max_segments)

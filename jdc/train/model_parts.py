@@ -1,17 +1,20 @@
 """From the model's fields of a config to what a run starts from."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 
 import jax
 
-from jdc.models import hf, subsets
+from jdc.models import attention, hf, subsets
 from jdc.models.decoder import decoder
 from jdc.models.decoder_config import DecoderConfig
 from jdc.train import config as config_lib
 from jdc.train import pretrained
 from jdc.train.config import TrainConfig
 from jdc.train.state import Start
+
+_LOG = logging.getLogger("jdc")
 
 
 def build(config: TrainConfig) -> tuple[TrainConfig, Start]:
@@ -24,6 +27,8 @@ def build(config: TrainConfig) -> tuple[TrainConfig, Start]:
   resolved = dataclasses.replace(config, model=decoder_config(config))
   assert resolved.model is not None
   model = decoder(resolved.model, lora=config.lora)
+  kind = attention.choose(resolved.model, jax.default_backend())
+  _LOG.info("attention: %s", kind)
   folder, weights = config.weights.folder, None
   trainable = _trainable(resolved)
   if folder:
