@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import jax
 from absl import app, flags
-from absl import logging as absl_logging
 
 from jdc.eval import specs
 from jdc.eval.task import Outcome, Task
@@ -25,7 +24,7 @@ from jdc.eval.text_model import TextModel, check_vocabulary
 from jdc.eval.tokenizer import OwnTokenizer, of_training, open_tokenizer
 from jdc.models.fingerprint import fingerprint
 from jdc.train import config as config_lib
-from jdc.train import corpus, pretrained, sharding
+from jdc.train import corpus, pretrained, process, sharding
 
 CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "A run directory or a Hugging Face folder.", required=True
@@ -61,13 +60,13 @@ PARAMETER_DTYPE = flags.DEFINE_enum(
 )
 MESH = {
   axis: flags.DEFINE_integer(f"mesh_{axis}", size, f"Devices along {axis}; -1: what is left.")
-  for axis, size in (("data", -1), ("fsdp", 1), ("tensor", 1))
+  for axis, size in (("data", 1), ("fsdp", -1), ("tensor", 1))
 }
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Start jax.distributed (several hosts).")
 
 
 def main(argv: list[str]) -> None:
-  absl_logging.set_verbosity(absl_logging.WARNING)
+  process.log_to_terminal()
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   if DISTRIBUTED.value:

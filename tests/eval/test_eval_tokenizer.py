@@ -11,7 +11,7 @@ from jdc.models.generate import Completion
 tokenizers = pytest.importorskip("tokenizers")
 
 
-def save(folder, template=None, config=None, **files):
+def save(folder, template=None, config=None, files=None):
   """A word-level tokenizer with special tokens 0 to 2, and config files beside it."""
   words = ["<s>", "</s>", "<end>", "a", "b", "c"]
   model = tokenizers.Tokenizer(
@@ -25,7 +25,7 @@ def save(folder, template=None, config=None, **files):
     )
   model.enable_padding(length=20)
   model.save(str(folder / "tokenizer.json"))
-  for name, content in {"tokenizer_config": config or {}, **files}.items():
+  for name, content in {"tokenizer_config": config or {}, **(files or {})}.items():
     (folder / f"{name}.json").write_text(json.dumps(content))
   return folder
 
@@ -53,7 +53,7 @@ def test_puts_the_tokens_that_the_post_processor_puts(tmp_path, template, bos_id
   ],
 )
 def test_what_ends_a_text_and_may_begin_it(tmp_path, config, files, stop_ids, start_id):
-  own = open_tokenizer("", save(tmp_path, None, config, **files))
+  own = open_tokenizer("", save(tmp_path, None, config, files))
   assert (own.stop_ids, own.start_id) == (stop_ids, start_id)
 
 
@@ -82,6 +82,7 @@ def test_rejects(tmp_path):
   (tmp_path / "tokenizer_config.json").write_text("[]")
   with pytest.raises(ValueError, match="must hold a JSON object, got list"):
     open_tokenizer("", tmp_path)
+  (tmp_path / "tokenizer_config.json").unlink()
   (tmp_path / "tokenizer.json").write_text("{}")
   with pytest.raises(ValueError, match=r"not a Hugging Face tokenizer\.json"):
     open_tokenizer(str(tmp_path / "tokenizer.json"))
