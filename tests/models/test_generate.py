@@ -135,6 +135,27 @@ def test_draws_follow_the_seed_and_the_prompt():
     assert completion.log_probabilities[0] == pytest.approx(z[completion.ids[0]], abs=1e-4)
 
 
+def test_every_token_is_a_draw_of_its_own():
+  """A model that always has the same logits: 1,000 tokens have their probabilities."""
+  z = np.array([0.0, 1.0, 2.0], np.float32)
+  constant = MODEL._replace(
+    vocab_size=3,
+    extend=lambda params, tokens, positions, valid, cache: (
+      jnp.tile(z, (len(tokens), 1)),
+      cache,
+    ),
+  )
+  found = generate(constant, {}, [[0]] * 20, max_new_tokens=50, temperature=1.0, batch_size=20)
+  ids = np.array([completion.ids for completion in found])
+  p = np.exp(z) / np.exp(z).sum()
+  for counts in (np.bincount(ids.ravel()), np.bincount(ids[0] * 3 + ids[1], minlength=9)):
+    assert (counts > 0).all()
+  share = np.bincount(ids.ravel(), minlength=3) / ids.size
+  np.testing.assert_allclose(share, p, atol=0.05)
+  repeated = (ids[:, 1:] == ids[:, :-1]).mean()  # neighbours are independent
+  assert repeated == pytest.approx((p**2).sum(), abs=0.06)
+
+
 def test_draws_have_the_probabilities_of_softmax():
   """A chi-squared test of 40,000 draws at temperature 0.7 among the top tokens."""
   z = np.random.default_rng(3).normal(0, 1.5, 12).astype(np.float32)
