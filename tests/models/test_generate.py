@@ -148,8 +148,6 @@ def test_every_token_is_a_draw_of_its_own():
   found = generate(constant, {}, [[0]] * 20, max_new_tokens=50, temperature=1.0, batch_size=20)
   ids = np.array([completion.ids for completion in found])
   p = np.exp(z) / np.exp(z).sum()
-  for counts in (np.bincount(ids.ravel()), np.bincount(ids[0] * 3 + ids[1], minlength=9)):
-    assert (counts > 0).all()
   share = np.bincount(ids.ravel(), minlength=3) / ids.size
   np.testing.assert_allclose(share, p, atol=0.05)
   repeated = (ids[:, 1:] == ids[:, :-1]).mean()  # neighbours are independent
