@@ -359,6 +359,7 @@ def on_mesh(model, params):
   return mesh, jax.device_put(params, shardings), split_rows
 
 
+@pytest.mark.slow
 def test_sharded_is_unsharded():
   config = dataclasses.replace(CONFIG, num_layers=2)
   model, adapters, frozen = adapted(config, dataclasses.replace(LORA, dropout=0.3))
