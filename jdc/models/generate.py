@@ -1,7 +1,7 @@
 """Generation: batches of prompts in buckets of lengths, one compiled loop with a cache."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -272,7 +272,7 @@ def _run(
     seen = count
     count, stopped_B = int(state.num_steps), np.array(state.stopped_B)
     if stop is not None:
-      cut |= _stops(stop, state, seen, cut)
+      cut |= _stops(stop, state, seen)
       stopped_B[list(cut)] = True
     if stopped_B.all() or count == max_new_tokens:
       break
@@ -289,13 +289,11 @@ def _run(
   ]
 
 
-def _stops(
-  stop: Callable[[list[int]], bool], state: _State, seen: int, cut: Mapping[int, int]
-) -> dict[int, int]:
+def _stops(stop: Callable[[list[int]], bool], state: _State, seen: int) -> dict[int, int]:
   """Returns after how many tokens rows are enough, of those that grew beyond `seen` tokens."""
   ids_BxN, length_B = (x.tolist() for x in jax.device_get((state.ids_BxN, state.length_B)))
   found = {}
   for i, (ids, length) in enumerate(zip(ids_BxN, length_B, strict=True)):
-    if i not in cut and length > seen and stop(ids[:length]):
+    if length > seen and stop(ids[:length]):
       found[i] = next(n for n in range(seen + 1, length + 1) if stop(ids[:n]))
   return found
