@@ -12,7 +12,7 @@ import pytest
 
 from jdc.models import hf
 from jdc.models.decoder import decoder
-from jdc.models.hf_files import open_folder
+from jdc.models.hf.files import open_folder
 
 with warnings.catch_warnings():
   # What these packages and theirs warn about while they are imported is not ours to mend.

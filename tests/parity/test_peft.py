@@ -10,10 +10,10 @@ import pytest
 
 from jdc.models import hf
 from jdc.models.decoder import decoder
-from jdc.models.hf_config import from_hf_config
+from jdc.models.hf.config import from_hf_config
 from jdc.models.lora import LoraConfig, adaptable, merged
 from jdc.models.peft import load_adapter, save_adapter
-from jdc.models.peft_config import CONFIG
+from jdc.models.peft.config import CONFIG
 from jdc.models.subsets import join, matcher, split
 
 torch = pytest.importorskip("torch")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jdc.models.hf_files import INDEX, SINGLE, Tensors, open_folder
-from jdc.models.safetensors import read_header, write_file
+from jdc.models.hf.files import INDEX, SINGLE, Tensors, open_folder
+from jdc.models.hf.safetensors import read_header, write_file
 
 ARRAYS = {
   "a": np.arange(12, dtype=np.float32).reshape(3, 4),

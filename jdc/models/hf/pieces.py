@@ -12,8 +12,8 @@ import numpy as np
 
 from jdc.models.base import Params
 from jdc.models.decoder_config import DecoderConfig
-from jdc.models.hf_files import SINGLE
-from jdc.models.hf_names import default_layout, flatten, leaves
+from jdc.models.hf.files import SINGLE
+from jdc.models.hf.names import default_layout, flatten, leaves
 
 NAMES = {"float32": "F32", "bfloat16": "BF16"}  # of the types that are written
 

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jdc.models import hf, hf_save
+from jdc.models import hf
 from jdc.models.base import MESH_AXES
 from jdc.models.configs import (
   DecoderConfig,
@@ -22,9 +22,10 @@ from jdc.models.configs import (
   qwen3_30b_a3b,
 )
 from jdc.models.decoder import decoder
-from jdc.models.hf_files import INDEX, SINGLE, Tensors, open_folder
-from jdc.models.hf_names import default_layout, flatten, leaves
-from jdc.models.safetensors import write_file
+from jdc.models.hf import read, write
+from jdc.models.hf.files import INDEX, SINGLE, Tensors, open_folder
+from jdc.models.hf.names import default_layout, flatten, leaves
+from jdc.models.hf.safetensors import write_file
 
 SMALL = {
   "vocab_size": 160,  # more than the rows that are transposed at a time
@@ -127,8 +128,10 @@ def test_sharded_equals_single_device_and_reads_each_byte_once(family, tmp_path,
   assert (tmp_path / "a" / SINGLE).read_bytes() == (tmp_path / "b" / SINGLE).read_bytes()
 
   opened, shards = [], []
-  monkeypatch.setattr(hf, "open_folder", lambda f: opened.append(open_folder(f)) or opened[-1])
-  shard_of = hf._shard
+  monkeypatch.setattr(
+    read, "open_folder", lambda f: opened.append(open_folder(f)) or opened[-1]
+  )
+  shard_of = read._shard
 
   def recorded(tensors, *args):
     before = tensors.bytes_read
@@ -136,7 +139,7 @@ def test_sharded_equals_single_device_and_reads_each_byte_once(family, tmp_path,
     shards.append((shard.nbytes, tensors.bytes_read - before))
     return shard
 
-  monkeypatch.setattr(hf, "_shard", recorded)
+  monkeypatch.setattr(read, "_shard", recorded)
   loaded = hf.load(tmp_path / "a", config, on_mesh)
   assert_same(loaded, params)
   for array, leaf in zip(*map(jax.tree.leaves, (loaded, on_mesh)), strict=True):
@@ -158,13 +161,15 @@ def test_reads_what_one_process_needs(folder):
   leaf = leaves(QWEN2, default_layout(QWEN2))["layers", "attention", "query", "kernel"]
   for device in half:
     parts = tuple(range(*i.indices(n)) for i, n in zip(indices[device], shape, strict=True))
-    hf._shard(tensors, leaf, parts, np.dtype(np.float32))
+    read._shard(tensors, leaf, parts, np.dtype(np.float32))
   assert tensors.bytes_read == math.prod(shape) * 4 // 2
 
 
 def test_replicas_are_read_once(folder, monkeypatch):
   opened = []
-  monkeypatch.setattr(hf, "open_folder", lambda f: opened.append(open_folder(f)) or opened[-1])
+  monkeypatch.setattr(
+    read, "open_folder", lambda f: opened.append(open_folder(f)) or opened[-1]
+  )
   params = hf.load(folder, QWEN2, target(QWEN2, make_mesh(8, 1, 1)))
   assert opened[0].bytes_read == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   assert_same(params, random_params(QWEN2))
@@ -348,7 +353,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     next(args[2])
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(hf_save, "write_file", full)
+  monkeypatch.setattr(write, "write_file", full)
   with pytest.raises(OSError, match="No space left"):
     hf.save(tmp_path / "a", QWEN2, random_params(QWEN2))
   assert list(tmp_path.iterdir()) == []

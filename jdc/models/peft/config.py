@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jdc.models.decoder_config import DecoderConfig
-from jdc.models.hf_names import Layout, leaves
+from jdc.models.hf.names import Layout, leaves
 from jdc.models.lora import LoraConfig, adaptable
 
 CONFIG = "adapter_config.json"

@@ -11,11 +11,12 @@ import pytest
 from jdc.models.base import MESH_AXES
 from jdc.models.decoder import decoder
 from jdc.models.decoder_config import DecoderConfig
-from jdc.models.hf_files import Tensors
+from jdc.models.hf.files import Tensors
+from jdc.models.hf.safetensors import write_file
 from jdc.models.lora import LoraConfig
-from jdc.models.peft import WEIGHTS, load_adapter, read_adapter_config, save_adapter
-from jdc.models.peft_config import CONFIG as CONFIG_FILE
-from jdc.models.safetensors import write_file
+from jdc.models.peft import load_adapter, read_adapter_config, save_adapter
+from jdc.models.peft.adapter import WEIGHTS
+from jdc.models.peft.config import CONFIG as CONFIG_FILE
 from jdc.models.subsets import join, matcher, paths, split
 
 CONFIG = DecoderConfig(

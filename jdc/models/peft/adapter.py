@@ -14,13 +14,13 @@ import numpy as np
 from jdc.models.base import Params
 from jdc.models.decoder import decoder
 from jdc.models.decoder_config import DecoderConfig
-from jdc.models.hf_files import Tensors
-from jdc.models.hf_names import flatten
-from jdc.models.hf_pieces import NAMES, Piece, gathered
-from jdc.models.hf_save import agree, new_folder
+from jdc.models.hf.files import Tensors
+from jdc.models.hf.names import flatten
+from jdc.models.hf.pieces import NAMES, Piece, gathered
+from jdc.models.hf.safetensors import DTYPES, write_file
+from jdc.models.hf.write import agree, new_folder
 from jdc.models.lora import LEAVES, LoraConfig, check_targets
-from jdc.models.peft_config import CONFIG, module_names, read_config, to_config
-from jdc.models.safetensors import DTYPES, write_file
+from jdc.models.peft.config import CONFIG, module_names, read_config, to_config
 from jdc.models.subsets import matcher, split
 
 WEIGHTS = "adapter_model.safetensors"

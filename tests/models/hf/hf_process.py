@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jdc.models import hf
 from jdc.models.base import MESH_AXES
 from jdc.models.decoder import DecoderConfig, decoder
-from jdc.models.hf_files import open_folder
+from jdc.models.hf.files import open_folder
 
 CONFIG = DecoderConfig(
   vocab_size=64,

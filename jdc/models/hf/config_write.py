@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jdc.models.decoder_config import DecoderConfig
-from jdc.models.hf_config import SIZES, TOKEN_IDS
-from jdc.models.hf_families import ACTIVATIONS, FAMILIES, Family, not_in_family
-from jdc.models.hf_rope import write_rope
-from jdc.models.hf_windows import write_windows
+from jdc.models.hf.config import SIZES, TOKEN_IDS
+from jdc.models.hf.families import ACTIVATIONS, FAMILIES, Family, not_in_family
+from jdc.models.hf.rope import write_rope
+from jdc.models.hf.windows import write_windows
 
 
 def to_hf_config(

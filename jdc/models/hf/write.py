@@ -16,11 +16,11 @@ import numpy as np
 from jdc.models.base import Params
 from jdc.models.decoder import decoder
 from jdc.models.decoder_config import DecoderConfig
-from jdc.models.hf_config_write import to_hf_config
-from jdc.models.hf_files import INDEX
-from jdc.models.hf_names import flatten
-from jdc.models.hf_pieces import NAMES, Piece, divided, gathered, pieces_of
-from jdc.models.safetensors import write_file
+from jdc.models.hf.config_write import to_hf_config
+from jdc.models.hf.files import INDEX
+from jdc.models.hf.names import flatten
+from jdc.models.hf.pieces import NAMES, Piece, divided, gathered, pieces_of
+from jdc.models.hf.safetensors import write_file
 
 TOKENIZER_FILES = (
   "tokenizer.json",

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from jdc.models.decoder_config import DecoderConfig
-from jdc.models.hf_families import (
+from jdc.models.hf.families import (
   ACTIVATIONS,
   FAMILIES,
   Family,
   not_implemented,
 )
-from jdc.models.hf_rope import read_rope
-from jdc.models.hf_windows import read_windows
+from jdc.models.hf.rope import read_rope
+from jdc.models.hf.windows import read_windows
 
 Source = Mapping[str, Any] | str | os.PathLike[str]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jdc.models.safetensors import DTYPES, TensorInfo, read_header
+from jdc.models.hf.safetensors import DTYPES, TensorInfo, read_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -1,4 +1,4 @@
-"""Checkpoints of the Hugging Face library transformers: read and written, sharded or not."""
+"""Weights of a checkpoint into sharded arrays."""
 
 import hashlib
 import itertools
@@ -13,13 +13,9 @@ import numpy as np
 from jdc.models.base import Params
 from jdc.models.decoder import decoder
 from jdc.models.decoder_config import DecoderConfig
-from jdc.models.hf_config import from_hf_config as from_hf_config
-from jdc.models.hf_config import read_token_ids as read_token_ids
-from jdc.models.hf_config_write import to_hf_config as to_hf_config
-from jdc.models.hf_files import Tensors, open_folder
-from jdc.models.hf_names import Leaf, Path, find_layout, flatten, is_ignored, leaves, names_of
-from jdc.models.hf_save import save as save
-from jdc.models.safetensors import DTYPES
+from jdc.models.hf.files import Tensors, open_folder
+from jdc.models.hf.names import Leaf, Path, find_layout, flatten, is_ignored, leaves, names_of
+from jdc.models.hf.safetensors import DTYPES
 
 _TILE = 64  # rows that are transposed at a time, so that both sides stay in the cache
 
