@@ -50,6 +50,7 @@ setup(
     "tfds": TFDS,
     "tokenizers": TOKENIZERS,
     "hf": HF,
+    "lm_eval": [*HF, "lm-eval>=0.4.13"],
     "wandb": ["wandb>=0.19"],
     "tests": [*TESTS, *PARQUET, *ZSTD, *TFDS, *HF, *PEERS],
   },

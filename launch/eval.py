@@ -22,9 +22,8 @@ from jdc.eval import specs
 from jdc.eval.task import Outcome, Task
 from jdc.eval.text_model import TextModel, check_vocabulary
 from jdc.eval.tokenizer import OwnTokenizer, of_training, open_tokenizer
-from jdc.models.fingerprint import fingerprint
+from jdc.train import checkpoint, corpus, pretrained, process, sharding
 from jdc.train import config as config_lib
-from jdc.train import corpus, pretrained, process, sharding
 
 CHECKPOINT = flags.DEFINE_string(
   "checkpoint", None, "A run directory or a Hugging Face folder.", required=True
@@ -147,6 +146,7 @@ def _tokenizer(opened: pretrained.Opened) -> OwnTokenizer:
   config = config_lib.CorpusConfig(
     **{name: opened.run[f"corpus.{name}"] for name in fields if f"corpus.{name}" in opened.run}
   )
+  config = corpus.with_tokenizer_of(str(opened.base or ""), config)
   return of_training(corpus.tokenizer(config), config.tokenizer)
 
 
@@ -156,7 +156,7 @@ def _describe(opened: pretrained.Opened, model: TextModel) -> dict[str, Any]:
     "checkpoint": str(opened.source),
     "step": opened.step,
     "parameters": sum(x.size for x in jax.tree.leaves(opened.params)),
-    "parameters_fingerprint": fingerprint(opened.params),
+    "parameters_fingerprint": checkpoint.fingerprint(opened.params),
     "config": dataclasses.asdict(opened.config),
     "context_length": model.context_length,
     "batch_size": model.batch_size,

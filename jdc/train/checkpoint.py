@@ -5,6 +5,7 @@ values (`host`). Orbax commits by renaming a finished folder; a checksum of ever
 on the devices before the save, tells a damaged checkpoint from a good one.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -319,6 +320,25 @@ def _sync(name: str) -> None:
 def checksums(tree: Any) -> np.ndarray:
   """Returns one number per leaf, u32[leaves], that does not depend on the sharding."""
   return np.asarray(jax.device_get(_checksums(tree)))
+
+
+def fingerprint(tree: Any) -> str:
+  """Returns a hash of the names, types, shapes and values of a tree, 32 hex digits.
+
+  Example:
+    >>> a = fingerprint({"kernel": jnp.arange(4.0)})
+    >>> (
+    ...   a == fingerprint({"kernel": jnp.arange(4.0)}),
+    ...   a == fingerprint({"bias": jnp.arange(4.0)}),
+    ... )
+    (True, False)
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  described = [
+    [jax.tree_util.keystr(path), str(leaf.dtype), list(leaf.shape), int(checksum)]
+    for (path, leaf), checksum in zip(leaves, checksums(tree), strict=True)
+  ]
+  return hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()
 
 
 @jax.jit

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jdc.models.base import MESH_AXES
-from jdc.models.fingerprint import fingerprint
+from jdc.train.checkpoint import fingerprint
 
 X = np.random.default_rng(0).normal(size=(16, 8, 4)).astype(np.float32)
 
