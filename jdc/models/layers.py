@@ -31,11 +31,14 @@ class RMSNorm(nnx.Module):
     self.scale = nnx.Param(jnp.full(size, 1.0 - config.norm_offset, dtype))
 
   def __call__(self, x: jax.Array) -> jax.Array:
+    return jax.checkpoint(self._normalise)(x, self.scale[...])
+
+  def _normalise(self, x: jax.Array, scale: jax.Array) -> jax.Array:
+    # Computed again in the backward pass, which takes less time than to keep it.
     x32 = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
     normalised = x32 * jax.lax.rsqrt(mean_square + self.epsilon)
-    scale = self.scale[...].astype(jnp.float32) + self.offset
-    return (normalised * scale).astype(x.dtype)
+    return (normalised * (scale.astype(jnp.float32) + self.offset)).astype(x.dtype)
 
 
 class Linear(nnx.Module):
@@ -71,12 +74,12 @@ class Linear(nnx.Module):
   def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
     """Maps the last axis; `key` draws the adapter's dropout, `None` leaves it out."""
     x = x.astype(self.dtype)
-    y = x @ self.kernel[...].astype(self.dtype)
+    y = _product(x, self.kernel[...].astype(self.dtype))
     if self.lora is not None:
       if key is not None and self.lora.dropout:
         x = _dropout(x, self.lora.dropout, jax.random.fold_in(key, self.stream))
-      low = x @ self.lora_a[...].astype(self.dtype)
-      y += self.lora.scale * (low @ self.lora_b[...].astype(self.dtype))
+      low = _product(x, self.lora_a[...].astype(self.dtype))
+      y += self.lora.scale * _product(low, self.lora_b[...].astype(self.dtype))
     return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
@@ -91,7 +94,9 @@ class GatedUnit(nnx.Module):
     self.down = Linear(build, "layers/mlp/down", mlp_width, width, rngs=rngs, residual=True)
 
   def __call__(self, x_BxTxD: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    gated = self.activation(self.gate(x_BxTxD, key)) * self.up(x_BxTxD, key)
+    # Kept for the backward pass are its inputs only, as in RMSNorm.
+    unit = jax.checkpoint(lambda gate, up: self.activation(gate) * up)
+    gated = unit(self.gate(x_BxTxD, key), self.up(x_BxTxD, key))
     return self.down(constrain(gated, BATCH_AXES, None, "tensor"), key)
 
 
@@ -106,6 +111,13 @@ def deviation(config: DecoderConfig, *, residual: bool) -> float:
   """The initial standard deviation of maps out of the residual stream, or into it."""
   base = config.initializer_scale * math.sqrt(2 / (5 * config.width))
   return base / math.sqrt(2 * config.num_layers) if residual else base
+
+
+def _product(x: jax.Array, kernel_DxF: jax.Array) -> jax.Array:
+  # The rows as one matrix: a gradient that contracts two axes is compiled on CPUs to a copy of
+  # its operand in another layout, which takes as long as the product.
+  y = x.reshape(-1, x.shape[-1]) @ kernel_DxF
+  return y.reshape(*x.shape[:-1], kernel_DxF.shape[-1])
 
 
 def _dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
