@@ -138,12 +138,15 @@ def weighted_cross_entropy(
 
 def float32_logits(hidden_BxTxD: jax.Array, output_DxV: jax.Array) -> jax.Array:
   """h W in the dtype of h, accumulated and returned in float32, [B, T, V]."""
-  logits_BxTxV = jnp.einsum(
-    "btd,dv->btv",
-    hidden_BxTxD,
+  # As one matrix of rows, since the gradient by W is compiled to a copy of that of the logits
+  # on CPUs otherwise.
+  logits = jnp.einsum(
+    "pd,dv->pv",
+    hidden_BxTxD.reshape(-1, hidden_BxTxD.shape[-1]),
     output_DxV.astype(hidden_BxTxD.dtype),
     preferred_element_type=jnp.float32,
   )
+  logits_BxTxV = logits.reshape(*hidden_BxTxD.shape[:2], output_DxV.shape[1])
   return constrain(logits_BxTxV, BATCH_AXES, None, "tensor")
 
 
