@@ -51,7 +51,9 @@ def plan_spec(
   """Returns the plan of a run; its own checks name wrong fields."""
   fields, draw_size = config.plan, 0
   if fields.max_segments:
-    num_tokens = sum(int(domain.train.lengths.sum()) for domain in domains.values())
+    # Rows of documents have none; `check` refuses them along with what else is wrong.
+    lengths = [getattr(domain.train, "lengths", np.ones(1)) for domain in domains.values()]
+    num_tokens = sum(int(lengths_n.sum()) for lengths_n in lengths)
     row_tokens = config.batch_size * (config.sequence_length + 1)
     draw_size = max(1, round(row_tokens * spec.num_examples / num_tokens))
   return plan.PlanSpec(
@@ -226,10 +228,7 @@ def check(
   """Raises a ValueError that lists everything in the run that cannot work together."""
   errors = [*_slot_errors(config, policies), *_observation_errors(policies)]
   errors += _data_errors(config, model, domains)
-  tables = [domain.train for domain in domains.values()]
-  if all(
-    t is not None and (hasattr(t, "lengths") or not config.plan.max_segments) for t in tables
-  ):
+  if all(domain.train is not None for domain in domains.values()):
     errors += _plan_errors(config, policies, domains)
   errors += _ordering_errors(policies, domains, scores)
   errors += _mesh_errors(config, model)
