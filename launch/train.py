@@ -40,6 +40,8 @@ def main(argv: list[str]) -> None:
   process.log_to_terminal()
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  if COMPILE.value and not DRY_RUN.value:
+    raise app.UsageError("--compile needs --dry_run")
   if DISTRIBUTED.value:
     jax.distributed.initialize()
   config = config_lib.from_config_dict(CONFIG.value)

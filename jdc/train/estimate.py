@@ -32,7 +32,7 @@ def report(config: TrainConfig, *, compiles: bool = False) -> str:
   Raises:
     ValueError: as for the run itself.
   """
-  config, start = model_parts.build(config)
+  config, start = model_parts.build(config, reads_weights=False)
   decoder = config.model
   assert decoder is not None
   optimizer, _ = make_optimizer(config.optimizer, config.num_steps)

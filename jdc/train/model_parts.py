@@ -17,8 +17,12 @@ from jdc.train.state import Start
 _LOG = logging.getLogger("jdc")
 
 
-def build(config: TrainConfig) -> tuple[TrainConfig, Start]:
+def build(config: TrainConfig, *, reads_weights: bool = True) -> tuple[TrainConfig, Start]:
   """Returns the config with its decoder filled in, and the model, its weights, what is trained.
+
+  Args:
+    config: of the run.
+    reads_weights: `False` leaves the weights out; of their folder, `config.json` alone is read.
 
   Raises:
     ValueError: if the config has both a model and weights or neither, if the weights are of
@@ -31,7 +35,7 @@ def build(config: TrainConfig) -> tuple[TrainConfig, Start]:
   _LOG.info("attention: %s", kind)
   folder, weights = config.weights.folder, None
   trainable = _trainable(resolved)
-  if folder:
+  if folder and reads_weights:
     weights = pretrained.weights(folder, resolved.model)
   return resolved, Start(model, weights, trainable)
 
@@ -58,8 +62,15 @@ def _trainable(config: TrainConfig) -> Callable[[str], bool] | None:
     return None
   assert config.model is not None
   init = decoder(config.model, lora=config.lora).init
+  shapes, trainable = jax.eval_shape(init, jax.random.key(0)), subsets.matcher(patterns)
   try:
-    subsets.check_patterns(patterns, jax.eval_shape(init, jax.random.key(0)))
+    subsets.check_patterns(patterns, shapes)
   except ValueError as error:
     raise ValueError(f"config.trainable: {error}") from error
-  return subsets.matcher(patterns)
+  adapters = filter(subsets.matcher(config_lib.ADAPTERS), subsets.paths(shapes))
+  if idle := [path for path in adapters if not trainable(path)]:
+    raise ValueError(
+      f"config.trainable={patterns} leaves adapters untrained: {', '.join(idle)}; add "
+      f"{config_lib.ADAPTERS[0]!r}, or choose other lora.targets"
+    )
+  return trainable
