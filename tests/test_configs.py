@@ -23,6 +23,9 @@ RUNS = {
     ["--config.mixture.temperature=2.0"],
   ),
   "three_in_one": ("three_in_one.py:tiny", []),
+  "finetune_lora": ("finetune_lora.py:tiny", []),
+  "finetune_lora_alone": ("finetune_lora.py:tiny,policy=none", []),
+  "finetune_full": ("finetune_full.py:tiny", ["--config.corpus.template=tokenizer"]),
 }
 
 
@@ -42,9 +45,12 @@ def test_every_config_is_run():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_config_trains_in_its_tiny_form(name, tmp_path):
+def test_config_trains_in_its_tiny_form(name, tmp_path, base_folder, instruct_folder):
   config, arguments = RUNS[name]
-  if name != "quickstart":
+  if name.startswith("finetune"):
+    folders = [f"--config.weights.folder={base_folder}", f"--config.data={instruct_folder}"]
+    arguments = [*arguments, *folders]
+  elif name != "quickstart":
     folder = tmp_path / "domains"
     folder.mkdir()
     arguments = [*arguments, f"--config.data={write_domains(folder)}"]
