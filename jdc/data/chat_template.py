@@ -145,7 +145,10 @@ def _dated(source: str, today: datetime.date | None) -> str:
     return ""
   formats = {match[2] for match in _DATE_FORMAT.finditer(source)} if today else set()
   dates = json.dumps({name: today.strftime(name) for name in sorted(formats) if today})
-  what = "the chat template writes the date: give `today`, or the date among `arguments`"
+  what = (
+    "the chat template writes the date: give `today` (of a run, corpus.template_date), or the "
+    "date among `arguments`"
+  )
   return (
     "{%- macro strftime_now(format) -%}"
     f"{{{{ {dates}[format] if format in {dates} else raise_exception({json.dumps(what)}) }}}}"

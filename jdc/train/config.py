@@ -85,6 +85,7 @@ class CorpusConfig:
   format: str = "text"
   # How instruction data are written: "plain", "alpaca", or "tokenizer": by its own template.
   template: str = "plain"
+  template_date: str = ""  # such as "2024-07-26", for templates that write the day's date
   predict: str = "all"  # responses of a conversation, or only the "last"
   on_long: str = (
     "error"  # or "truncate", "drop_turns", "quarantine": records too long for a row

@@ -1,6 +1,7 @@
 """From the data fields of a config to packed rows."""
 
 import dataclasses
+import datetime
 import json
 import os
 from pathlib import Path
@@ -112,6 +113,17 @@ def check(data: str, config: CorpusConfig) -> None:
       "corpus.template='tokenizer' needs the folder of a Hugging Face tokenizer as "
       f"corpus.tokenizer, got {config.tokenizer!r}"
     )
+  if config.template_date and config.template != "tokenizer":
+    errors.append(
+      f"corpus.template_date={config.template_date!r} is for corpus.template='tokenizer', got "
+      f"{config.template!r}"
+    )
+  try:
+    _date(config)
+  except ValueError:
+    errors.append(
+      f"corpus.template_date must be a date such as 2024-07-26, got {config.template_date!r}"
+    )
   if not 0 <= config.validation_fraction < 1:
     errors.append(
       f"corpus.validation_fraction must be in [0, 1), got {config.validation_fraction}"
@@ -141,8 +153,13 @@ def chat(config: CorpusConfig) -> chat_lib.Chat:
   """Returns how a config writes conversations."""
   turns = cast(Any, config.predict)
   if config.template == "tokenizer":
-    return chat_template.from_folder(config.tokenizer, turns)
+    return chat_template.from_folder(config.tokenizer, turns, today=_date(config))
   return chat_lib.from_tokenizer(tokenizer(config), config.template, turns)
+
+
+def _date(config: CorpusConfig) -> datetime.date | None:
+  """The day that templates are told."""
+  return datetime.date.fromisoformat(config.template_date) if config.template_date else None
 
 
 def _boundary_tokens(folder: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Tests of chat templates: against pieces tokenized by hand, and against transformers."""
 
+import dataclasses
 import datetime
 import json
 
@@ -13,6 +14,8 @@ from transformers import AutoTokenizer
 
 from jdc.data.chat_template import from_folder
 from jdc.data.conversations import Message
+from jdc.train import corpus
+from jdc.train.config import CorpusConfig
 
 CHATML = (
   "{% for message in messages %}"
@@ -381,6 +384,21 @@ def test_templates_that_write_the_date(tmp_path):
   )
   assert day.encode(TALK).ids.tolist() == expected
   assert day.fingerprint != from_folder(folder, today=datetime.date(2024, 7, 27)).fingerprint
+  config = CorpusConfig(tokenizer=str(folder), format="auto", template="tokenizer")
+  of_run = corpus.chat(dataclasses.replace(config, template_date="2024-07-26"))
+  assert of_run.fingerprint == day.fingerprint
+  with pytest.raises(ValueError, match=r"corpus\.template_date"):
+    corpus.chat(config)
+
+
+@pytest.mark.parametrize(
+  ("template", "wrong"),
+  [("plain", "is for corpus.template='tokenizer'"), ("tokenizer", "must be a date such as")],
+)
+def test_dates_that_no_template_writes(tmp_path, template, wrong):
+  config = CorpusConfig(str(tmp_path), format="auto", template=template, template_date="today")
+  with pytest.raises(ValueError, match=f"corpus.template_date.*{wrong}"):
+    corpus.check("data", config)
 
 
 def test_fingerprint(tmp_path, folders):
