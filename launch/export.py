@@ -21,6 +21,11 @@ from jdc.train import pretrained, process, sharding
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "The folder to write.", required=True)
 STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; default: the newest.")
+WEIGHTS = flags.DEFINE_string(
+  "weights",
+  None,
+  "Where the weights that the run began with are now; default: where they were.",
+)
 MERGE = flags.DEFINE_bool("merge", False, "Merge adapters into the weights that they adapt.")
 DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Of the weights; default: as they are.")
 TOKENIZER = flags.DEFINE_string(
@@ -32,7 +37,10 @@ def main(argv: list[str]) -> None:
   process.log_to_terminal()
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  export(CHECKPOINT.value, OUTPUT.value, STEP.value, MERGE.value, DTYPE.value, TOKENIZER.value)
+  export(
+    CHECKPOINT.value, OUTPUT.value, STEP.value, MERGE.value, DTYPE.value, TOKENIZER.value,
+    WEIGHTS.value,
+  )  # fmt: skip
 
 
 def export(
@@ -42,18 +50,20 @@ def export(
   merge: bool = False,
   dtype: str | None = None,
   tokenizer: str | None = None,
+  weights: str | None = None,
 ) -> None:
   """Opens the checkpoint and writes it as a model, or as adapters."""
   mesh = sharding.make_mesh(data=1, fsdp=-1)
-  opened = pretrained.open_model(checkpoint, mesh, step)
+  opened = pretrained.open_model(checkpoint, mesh, step, weights)
   if opened.lora is None and merge:
     raise ValueError(f"{checkpoint} has no adapters to merge")
   what = "" if opened.step is None else f" of step {opened.step}"
   if opened.lora is not None and not merge:
     if dtype or tokenizer:
       raise ValueError("--dtype and --tokenizer are for whole models; give --merge as well")
-    peft.save_adapter(output, opened.unmerged, opened.lora, opened.config, str(opened.base))
-    print(f"adapters{what} for {opened.base}: {output}")
+    base = None if opened.base is None else str(opened.base)
+    peft.save_adapter(output, opened.unmerged, opened.lora, opened.config, base)
+    print(f"adapters{what} for {base}: {output}")
     return
   config = opened.config
   if not config.context_length:  # known to transformers as the most positions

@@ -1,5 +1,6 @@
 """Parameters that exist already: published checkpoints to start from, runs to evaluate."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from jdc.models.decoder_config import DecoderConfig
 from jdc.models.lora import LoraConfig
 from jdc.train import checkpoint
 from jdc.train import config as config_lib
-from jdc.train.state import Weights
+from jdc.train.state import Start, Weights, initial_params
 
 
 class Opened(NamedTuple):
@@ -50,6 +51,7 @@ def open_model(
   folder: str | os.PathLike[str],
   mesh: jax.sharding.Mesh,
   step: int | None = None,
+  weights_folder: str | os.PathLike[str] | None = None,
   **changes: Any,
 ) -> Opened:
   """Opens a Hugging Face folder, or the newest checkpoint of a run directory.
@@ -59,6 +61,8 @@ def open_model(
       itself is accepted too.
     mesh: the devices on which the parameters are laid out.
     step: of a run: another checkpoint than the newest.
+    weights_folder: of a run: where the weights that it began with are now; `None`: where they
+      were.
     **changes: fields of `DecoderConfig` with other values, such as dtype="bfloat16".
 
   Raises:
@@ -67,12 +71,13 @@ def open_model(
   """
   folder = Path(folder)
   if (folder / "config.json").is_file():
-    if step is not None:
-      raise ValueError(f"{folder} is no run directory and has no step {step}")
+    given = {"step": step, "weights_folder": weights_folder}
+    if wrong := [f"{name}={value}" for name, value in given.items() if value is not None]:
+      raise ValueError(f"{folder} is no run directory, and {', '.join(wrong)} is for a run")
     return _open_hugging_face(folder, mesh, changes)
   for place in (folder / "checkpoints", folder):
     if place.is_dir() and any(path.name.isdigit() for path in place.iterdir()):
-      return _open_run(place, mesh, step, changes)
+      return _open_run(place, mesh, step, weights_folder, changes)
   raise ValueError(
     f"{folder}: neither a Hugging Face checkpoint (config.json) nor a run directory "
     "(checkpoints/)"
@@ -89,31 +94,56 @@ def _open_hugging_face(
 
 
 def _open_run(
-  folder: Path, mesh: jax.sharding.Mesh, step: int | None, changes: Mapping[str, Any]
+  folder: Path,
+  mesh: jax.sharding.Mesh,
+  step: int | None,
+  weights_folder: str | os.PathLike[str] | None,
+  changes: Mapping[str, Any],
 ) -> Opened:
   step, payload = checkpoint.read_payload(folder, step)
   run = payload["host"]["config"]
   if "model.vocab_size" not in run:
     raise ValueError(f"{folder}: the run was not made from a config with a decoder")
-  config = config_lib.from_json(run, DecoderConfig, "model.", **changes)
+  named = run.get("weights.folder") or None
+  if weights_folder is not None and named is None:
+    raise ValueError(f"{folder}: the run began with no weights, got {weights_folder}")
+  base = None if named is None else Path(weights_folder or named)
+  saved = config_lib.from_json(run, DecoderConfig, "model.")
+  config = dataclasses.replace(saved, **changes)
   adapters = config_lib.from_json(run, LoraConfig, "lora.") if "lora.rank" in run else None
-  base = Path(run["weights.folder"]) if run.get("weights.folder") else None
-  target = _target(decoder(config, lora=adapters), mesh)
+  target = _target(decoder(saved, lora=adapters), mesh)
   trained: Params = target
   frozen: Params = {}
   if trainable := config_lib.trainable_patterns(run):
     trained, frozen = subsets.split(target, subsets.matcher(trainable))
   params = checkpoint.read_params(folder, step, payload, trained)
   if frozen:
-    if base is None:
-      raise ValueError(f"{folder}: frozen parameters of a run without weights cannot be read")
-    found = _contents(base)
-    if found != payload["host"]["parts"]["weights"]:
-      raise ValueError(f"{base}: other weights than those that the run in {folder} began with")
-    params = subsets.join(params, hf.load(base, config, frozen))
+    found = _frozen(frozen, base, folder, payload["host"], decoder(saved, lora=adapters))
+    params = subsets.join(params, found)
   merged = params if adapters is None else lora.merged(params, adapters)
+  model = decoder(config)
+  if config.parameter_dtype != saved.parameter_dtype:
+    merged = jax.tree.map(lambda x, like: x.astype(like.dtype), merged, _target(model, mesh))
   source = folder.parent if folder.name == "checkpoints" else folder
-  return Opened(config, decoder(config), merged, source, step, base, run, adapters, params)
+  return Opened(config, model, merged, source, step, base, run, adapters, params)
+
+
+def _frozen(
+  target: Params, base: Path | None, folder: Path, host: dict[str, Any], model: LanguageModel
+) -> Params:
+  """The parameters that a run did not train: from its weights, or drawn again."""
+  if base is None:
+    key = jax.random.key(host["config"]["seed"])
+    return initial_params(Start(model), target, key)
+  if not base.is_dir():
+    raise ValueError(
+      f"{base}: the weights that the run in {folder} began with are not there; where are they "
+      "now (weights_folder)?"
+    )
+  if _contents(base) != host["parts"]["weights"]:
+    raise ValueError(f"{base}: other weights than those that the run in {folder} began with")
+  config = config_lib.from_json(host["config"], DecoderConfig, "model.")
+  return hf.load(base, config, target)
 
 
 def _target(model: LanguageModel, mesh: jax.sharding.Mesh) -> Params:
