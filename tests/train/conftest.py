@@ -16,15 +16,24 @@ from jdc.data import pack, tokenize
 from jdc.data.domains import find_domains
 from jdc.models.configs import DecoderConfig
 from jdc.models.decoder import decoder
-from jdc.train import loop
+from jdc.models.lora import LoraConfig
+from jdc.policies import mixture, selection, weighting
+from jdc.train import config as config_lib
+from jdc.train import corpus, loop, model_parts
 from jdc.train.config import (
   CheckpointConfig,
+  CorpusConfig,
   EvaluationConfig,
   LoggingConfig,
   MeshConfig,
+  OptimizerConfig,
   PlanConfig,
   RunConfig,
+  TrainConfig,
+  WeightsConfig,
+  policy,
 )
+from jdc.train.optimizer import make_optimizer
 
 SEQUENCE_LENGTH = 32
 WORDS = {
@@ -140,3 +149,94 @@ def _bits(x: Any) -> np.ndarray:
 @pytest.fixture(scope="session")
 def assert_same() -> Callable[[Any, Any], None]:
   return assert_trees_equal
+
+
+# Instead of adapters: all parameters, without policies.
+FULL: dict[str, Any] = {
+  "lora": None,
+  "mixture": None,
+  "selection": None,
+  "weighting": None,
+  "plan": PlanConfig(max_segments=5),
+  "num_steps": 4,
+  "checkpoint": CheckpointConfig(every_steps=2),
+}
+
+
+@pytest.fixture(scope="session")
+def full_fields() -> dict[str, Any]:
+  return FULL
+
+
+@pytest.fixture(scope="session")
+def finetune_config(
+  base_folder: Path, instruct_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> TrainConfig:
+  """Adapters with dropout under three policies, on packed rows over eight devices."""
+  return TrainConfig(
+    num_steps=9,
+    batch_size=8,
+    sequence_length=63,
+    data=str(instruct_folder),
+    corpus=CorpusConfig(
+      tokenizer="weights",
+      format="auto",
+      on_long="truncate",
+      cache_dir=str(tmp_path_factory.mktemp("cache")),
+    ),
+    weights=WeightsConfig(folder=str(base_folder)),
+    lora=LoraConfig(rank=2, alpha=4.0, dropout=0.3, targets=("layers/*/query", "layers/mlp/*")),
+    optimizer=OptimizerConfig(learning_rate=1e-2, weight_decay=0.0),
+    plan=PlanConfig(draw="gumbel_top_k", steps_per_round=4, sweep_rows=24, max_segments=5),
+    mesh=MeshConfig(data=2, fsdp=2, tensor=2),
+    evaluation=EvaluationConfig(max_rows=8),
+    checkpoint=CheckpointConfig(every_steps=100),
+    logging=LoggingConfig(every_steps=3, tensorboard=False),
+    mixture=policy(mixture.odm, warmup_steps=1),
+    selection=policy(selection.loss, focus="high"),
+    weighting=policy(weighting.loss_reweighting, burn_in_steps=2),
+  )
+
+
+@pytest.fixture(scope="session")
+def finetune_run(finetune_config: TrainConfig) -> Callable[..., loop.Run]:
+  """Returns `build(workdir, **fields)`, which does what `launch/train.py` does."""
+
+  def build(workdir: Path, **changes: Any) -> loop.Run:
+    workdir.mkdir(exist_ok=True)
+    config, start = model_parts.build(dataclasses.replace(finetune_config, **changes))
+    found = corpus.with_tokenizer_of(config.weights.folder, config.corpus)
+    domains = corpus.prepare(
+      config.data, found, config.sequence_length, config.seed, str(workdir)
+    )
+    optimizer, rate = make_optimizer(config.optimizer, config.num_steps)
+    return loop.Run(
+      start.model, optimizer, rate, config_lib.build_policies(config), domains, config,
+      weights=start.weights, trainable=start.trainable,
+    )  # fmt: skip
+
+  return build
+
+
+@pytest.fixture(scope="session")
+def finetune(finetune_run: Callable[..., loop.Run]) -> Callable[..., loop.Result]:
+  """Returns `fit(workdir, **fields)` of such a run."""
+  return lambda workdir, **changes: loop.fit(finetune_run(workdir, **changes), str(workdir))
+
+
+@pytest.fixture(scope="session")
+def adapted(
+  finetune: Callable[..., loop.Result], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, loop.Result]:
+  """A run that trained adapters, not to be changed."""
+  workdir = tmp_path_factory.mktemp("adapted") / "run"
+  return workdir, finetune(workdir)
+
+
+@pytest.fixture(scope="session")
+def full(
+  finetune: Callable[..., loop.Result], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, loop.Result]:
+  """A run that trained all parameters, not to be changed; it saved steps 2 and 4."""
+  workdir = tmp_path_factory.mktemp("full") / "run"
+  return workdir, finetune(workdir, **FULL)

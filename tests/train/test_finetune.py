@@ -16,79 +16,9 @@ from jdc.models import hf, subsets
 from jdc.models.decoder import decoder
 from jdc.models.decoder_config import DecoderConfig
 from jdc.models.lora import LoraConfig
-from jdc.policies import DataPolicy, Decision, combine, mixture, selection, weighting
+from jdc.policies import DataPolicy, Decision, combine, mixture
 from jdc.train import config as c
-from jdc.train import corpus, loop, model_parts
-from jdc.train.optimizer import make_optimizer
-
-THREE = {
-  "mixture": c.policy(mixture.odm, warmup_steps=1),
-  "selection": c.policy(selection.loss, focus="high"),
-  "weighting": c.policy(weighting.loss_reweighting, burn_in_steps=2),
-}
-
-
-@pytest.fixture(scope="session")
-def config(base_folder, instruct_folder, tmp_path_factory) -> c.TrainConfig:
-  """Adapters with dropout under three policies, on packed rows over eight devices."""
-  return c.TrainConfig(
-    num_steps=9,
-    batch_size=8,
-    sequence_length=63,
-    data=str(instruct_folder),
-    corpus=c.CorpusConfig(
-      tokenizer="weights",
-      format="auto",
-      on_long="truncate",
-      cache_dir=str(tmp_path_factory.mktemp("cache")),
-    ),
-    weights=c.WeightsConfig(folder=str(base_folder)),
-    lora=LoraConfig(rank=2, alpha=4.0, dropout=0.3, targets=("layers/*/query", "layers/mlp/*")),
-    optimizer=c.OptimizerConfig(learning_rate=1e-2, weight_decay=0.0),
-    plan=c.PlanConfig(draw="gumbel_top_k", steps_per_round=4, sweep_rows=24, max_segments=5),
-    mesh=c.MeshConfig(data=2, fsdp=2, tensor=2),
-    evaluation=c.EvaluationConfig(max_rows=8),
-    checkpoint=c.CheckpointConfig(every_steps=100),
-    logging=c.LoggingConfig(every_steps=3, tensorboard=False),
-    **THREE,
-  )
-
-
-FULL = {
-  "lora": None, "mixture": None, "selection": None, "weighting": None,
-  "plan": c.PlanConfig(max_segments=5), "num_steps": 4,
-}  # fmt: skip
-
-
-def build(config, workdir):
-  """What `launch/train.py` does with a config."""
-  config, start = model_parts.build(config)
-  found = corpus.with_tokenizer_of(config.weights.folder, config.corpus)
-  domains = corpus.prepare(
-    config.data, found, config.sequence_length, config.seed, str(workdir)
-  )
-  optimizer, rate = make_optimizer(config.optimizer, config.num_steps)
-  return loop.Run(
-    start.model, optimizer, rate, c.build_policies(config), domains, config,
-    weights=start.weights, trainable=start.trainable,
-  )  # fmt: skip
-
-
-def fit(config, workdir, **changes):
-  workdir.mkdir(exist_ok=True)
-  return loop.fit(build(dataclasses.replace(config, **changes), workdir), str(workdir))
-
-
-@pytest.fixture(scope="module")
-def whole(config, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("whole") / "run"
-  return workdir, fit(config, workdir)
-
-
-@pytest.fixture(scope="module")
-def full(config, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("full") / "run"
-  return workdir, fit(config, workdir, **FULL)
+from jdc.train import loop, model_parts
 
 
 def flatten(params):
@@ -106,8 +36,8 @@ def on_file(folder, **changes):
   return flatten(jax.device_get(hf.load(folder, config, target)))
 
 
-def test_only_adapters_change(whole, base_folder):
-  state = whole[1].state
+def test_only_adapters_change(adapted, base_folder):
+  state = adapted[1].state
   names = subsets.paths(state.params)
   assert len(names) == 8  # two for each of four maps
   assert {name.rpartition("/")[2] for name in names} == {"lora_a", "lora_b"}
@@ -120,8 +50,8 @@ def test_only_adapters_change(whole, base_folder):
     assert x.tobytes() == expected[name].tobytes(), name
 
 
-def test_the_model_learns_from_packed_rows_under_three_policies(whole):
-  workdir, result = whole
+def test_the_model_learns_from_packed_rows_under_three_policies(adapted):
+  workdir, result = adapted
   assert result.stopped == "finished"
   assert result.after["validation/macro_loss"] < result.before["validation/macro_loss"] - 0.1
   lines = metrics.read_metrics(workdir)
@@ -140,8 +70,8 @@ def stored(workdir):
   return flatten(found)
 
 
-def test_no_frozen_parameter_is_stored_nor_has_optimizer_state(whole, full):
-  workdir, result = whole
+def test_no_frozen_parameter_is_stored_nor_has_optimizer_state(adapted, full):
+  workdir, result = adapted
   arrays = stored(workdir)
   in_params = {name for name in arrays if name.startswith("params/")}
   assert len(in_params) == 8
@@ -161,8 +91,8 @@ def test_no_frozen_parameter_is_stored_nor_has_optimizer_state(whole, full):
   assert sizes[0] < sizes[1] / 2
 
 
-def test_frozen_parameters_are_split_over_the_devices(whole):
-  frozen = flatten(whole[1].state.frozen)
+def test_frozen_parameters_are_split_over_the_devices(adapted):
+  frozen = flatten(adapted[1].state.frozen)
   gate = frozen["layers/mlp/gate/kernel"]
   assert gate.sharding.mesh.shape == {"data": 2, "fsdp": 2, "tensor": 2}
   assert gate.sharding.shard_shape(gate.shape) == (2, 16, 32)
@@ -178,19 +108,18 @@ def without_early_end(folder):
   (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
 
 
-def halted(config, workdir, step=5, **changes):
+def halted(finetune_run, workdir, step=5, **changes):
   """A run that was stopped after a step, with the schedule of the whole one."""
-  workdir.mkdir(exist_ok=True)
-  run = build(dataclasses.replace(config, **changes), workdir)
+  run = finetune_run(workdir, **changes)
   short = dataclasses.replace(run.config, num_steps=step)
   loop.fit(run._replace(config=short), str(workdir))
   without_early_end(workdir)
 
 
 @pytest.fixture(scope="module")
-def halted_run(config, tmp_path_factory):
+def halted_run(finetune_run, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("halted") / "run"
-  halted(config, workdir)  # in the middle of a round of 4 and of a log window of 3
+  halted(finetune_run, workdir)  # in the middle of a round of 4 and of a log window of 3
   return workdir
 
 
@@ -199,9 +128,9 @@ def parts(halted_run, tmp_path):
   return shutil.copytree(halted_run, tmp_path / "parts")
 
 
-def test_resumes_bitwise(whole, config, parts, assert_same):
-  workdir, result = whole
-  resumed = fit(config, parts)
+def test_resumes_bitwise(adapted, finetune, parts, assert_same):
+  workdir, result = adapted
+  resumed = finetune(parts)
   assert_same(result.state, resumed.state)  # the frozen ones included
   assert_same(result.plan, resumed.plan)
   for file in ("metrics.jsonl", "example_ids.i32"):
@@ -209,12 +138,12 @@ def test_resumes_bitwise(whole, config, parts, assert_same):
   assert resumed.after == result.after
 
 
-def test_four_devices_see_the_same_examples(whole, config, parts, monkeypatch):
-  workdir, result = whole
+def test_four_devices_see_the_same_examples(adapted, finetune, parts, monkeypatch):
+  workdir, result = adapted
   four = functools.partial(jax.make_mesh, devices=jax.devices()[:4])
   monkeypatch.setattr(jax, "make_mesh", four)
   monkeypatch.setattr(jax, "device_count", lambda: 4)
-  resumed = fit(config, parts, mesh=c.MeshConfig(data=1, fsdp=4))
+  resumed = finetune(parts, mesh=c.MeshConfig(data=1, fsdp=4))
   for x in jax.tree.leaves((resumed.state.params, resumed.state.frozen)):
     assert len(x.sharding.device_set) == 4
   ids = (metrics.read_example_ids(folder) for folder in (parts, workdir))
@@ -224,11 +153,11 @@ def test_four_devices_see_the_same_examples(whole, config, parts, monkeypatch):
 
 
 def test_a_moved_folder_of_weights_is_the_same(
-  whole, config, parts, base_folder, tmp_path, assert_same
+  adapted, finetune, parts, base_folder, tmp_path, assert_same
 ):
   moved = shutil.copytree(base_folder, tmp_path / "elsewhere")
-  resumed = fit(config, parts, weights=c.WeightsConfig(folder=str(moved)))
-  assert_same(whole[1].state, resumed.state)
+  resumed = finetune(parts, weights=c.WeightsConfig(folder=str(moved)))
+  assert_same(adapted[1].state, resumed.state)
 
 
 def flip(path):
@@ -237,13 +166,13 @@ def flip(path):
   path.write_bytes(content)
 
 
-def test_other_weights_are_an_error(config, parts, base_folder, tmp_path):
+def test_other_weights_are_an_error(finetune, parts, base_folder, tmp_path):
   other = shutil.copytree(base_folder, tmp_path / "other")
   flip(other / "model.safetensors")
   kept = sorted(path.name for path in (parts / "checkpoints").iterdir())
   written = (parts / "metrics.jsonl").read_bytes()
   with pytest.raises(ValueError, match=r"another run.*fields: weights: 'sha256"):
-    fit(config, parts, weights=c.WeightsConfig(folder=str(other)))
+    finetune(parts, weights=c.WeightsConfig(folder=str(other)))
   assert sorted(path.name for path in (parts / "checkpoints").iterdir()) == kept
   assert (parts / "metrics.jsonl").read_bytes() == written
 
@@ -256,24 +185,28 @@ def test_other_weights_are_an_error(config, parts, base_folder, tmp_path):
     ({"trainable": ("layers/*",)}, ["trainable"]),
   ],
 )
-def test_other_fields_are_an_error(config, parts, changes, named):
+def test_other_fields_are_an_error(finetune, finetune_config, parts, changes, named):
   if "plan.max_segments" in changes:
-    changes = {"plan": dataclasses.replace(config.plan, max_segments=4)}
+    changes = {"plan": dataclasses.replace(finetune_config.plan, max_segments=4)}
   with pytest.raises(ValueError, match="another run") as error:
-    fit(config, parts, **changes)
+    finetune(parts, **changes)
   assert all(name in str(error.value) for name in named)
 
 
-def test_a_whole_model_resumes_bitwise(full, config, assert_same, tmp_path):
-  halted(config, tmp_path / "parts", step=2, **FULL)
-  resumed = fit(config, tmp_path / "parts", **FULL)
+def test_a_whole_model_resumes_bitwise(
+  full, full_fields, finetune, finetune_run, assert_same, tmp_path
+):
+  halted(finetune_run, tmp_path / "parts", step=3, **full_fields)
+  resumed = finetune(tmp_path / "parts", **full_fields)
   assert resumed.state.frozen is None
   assert_same(full[1].state, resumed.state)
 
 
-def test_patterns_choose_what_of_a_whole_model_is_trained(config, base_folder, tmp_path):
-  fields = FULL | {"trainable": ("layers/mlp/*", "*/scale"), "num_steps": 2}
-  state = fit(config, tmp_path / "run", **fields).state
+def test_patterns_choose_what_of_a_whole_model_is_trained(
+  finetune, full_fields, base_folder, tmp_path
+):
+  fields = full_fields | {"trainable": ("layers/mlp/*", "*/scale"), "num_steps": 2}
+  state = finetune(tmp_path / "run", **fields).state
   expected = on_file(base_folder)
   trained, frozen = flatten(state.params), flatten(state.frozen)
   assert trained.keys() | frozen.keys() == expected.keys()
@@ -285,11 +218,13 @@ def test_patterns_choose_what_of_a_whole_model_is_trained(config, base_folder, t
   assert not [name for name in stored(tmp_path / "run") if "attention/query" in name]
 
 
-def test_bfloat16_weights_are_those_of_the_file(config, base_folder, tmp_path):
+def test_bfloat16_weights_are_those_of_the_file(
+  finetune, finetune_config, base_folder, tmp_path
+):
   weights = dataclasses.replace(
-    config.weights, parameter_dtype="bfloat16", dtype="bfloat16", remat="layer"
+    finetune_config.weights, parameter_dtype="bfloat16", dtype="bfloat16", remat="layer"
   )
-  state = fit(config, tmp_path / "run", num_steps=3, weights=weights).state
+  state = finetune(tmp_path / "run", num_steps=3, weights=weights).state
   expected = on_file(base_folder, parameter_dtype="bfloat16")
   for name, x in flatten(state.frozen).items():
     assert x.dtype == "bfloat16"
@@ -304,30 +239,32 @@ MODEL = DecoderConfig(
 )
 
 
-def test_a_config_has_a_model_or_weights(config):
+def test_a_config_has_a_model_or_weights(finetune_config):
   with pytest.raises(ValueError, match="it has both"):
-    model_parts.build(dataclasses.replace(config, model=MODEL))
+    model_parts.build(dataclasses.replace(finetune_config, model=MODEL))
   with pytest.raises(ValueError, match="it has neither"):
-    model_parts.build(dataclasses.replace(config, weights=c.WeightsConfig()))
+    model_parts.build(dataclasses.replace(finetune_config, weights=c.WeightsConfig()))
 
 
-def test_patterns_that_match_nothing_are_all_named(config):
+def test_patterns_that_match_nothing_are_all_named(finetune_config):
   fields = {"lora": None, "trainable": ("layers/mpl/*", "*/scale", "head")}
   with pytest.raises(ValueError, match=r"config\.trainable: 'layers/mpl/\*', 'head' match no"):
-    model_parts.build(dataclasses.replace(config, **fields))
+    model_parts.build(dataclasses.replace(finetune_config, **fields))
   lora = LoraConfig(targets=("layers/attention/*", "layers/router"))
   with pytest.raises(ValueError, match=r"lora\.targets layers/router"):
-    model_parts.build(dataclasses.replace(config, lora=lora))
+    model_parts.build(dataclasses.replace(finetune_config, lora=lora))
 
 
-def test_patterns_that_leave_an_adapter_as_it_is_are_an_error(config):
+def test_patterns_that_leave_an_adapter_as_it_is_are_an_error(finetune_config):
   fields = {"trainable": ("layers/mlp/*",)}
   with pytest.raises(ValueError, match="layers/attention/query/lora_a"):
-    model_parts.build(dataclasses.replace(config, **fields))
-  model_parts.build(dataclasses.replace(config, trainable=("*/lora_*", "final_norm/*")))
+    model_parts.build(dataclasses.replace(finetune_config, **fields))
+  model_parts.build(
+    dataclasses.replace(finetune_config, trainable=("*/lora_*", "final_norm/*"))
+  )
 
 
-def test_a_tokenizer_of_more_tokens_than_the_model(config, base_folder, tmp_path):
+def test_a_tokenizer_of_more_tokens_than_the_model(finetune, base_folder, tmp_path):
   small = dataclasses.replace(MODEL, vocab_size=290, context_length=64)
   params = decoder(small).init(jax.random.key(0))
   hf.save(tmp_path / "small", small, params, tokenizer_folder=base_folder)
@@ -335,23 +272,25 @@ def test_a_tokenizer_of_more_tokens_than_the_model(config, base_folder, tmp_path
   with pytest.raises(
     ValueError, match=r"the tokenizer has 300 tokens.*vocab_size is 290.*copy"
   ):
-    fit(config, tmp_path / "run", weights=weights)
+    finetune(tmp_path / "run", weights=weights)
 
 
-def test_a_truncated_file_of_weights(config, base_folder, tmp_path):
+def test_a_truncated_file_of_weights(finetune_config, base_folder, tmp_path):
   folder = shutil.copytree(base_folder, tmp_path / "base")
   path = folder / "model.safetensors"
   path.write_bytes(path.read_bytes()[:-100])
   with pytest.raises(ValueError, match=r"model\.safetensors"):
-    model_parts.build(dataclasses.replace(config, weights=c.WeightsConfig(folder=str(folder))))
+    model_parts.build(
+      dataclasses.replace(finetune_config, weights=c.WeightsConfig(folder=str(folder)))
+    )
 
 
-def test_a_model_of_another_shape_than_its_weights(config, base_folder, tmp_path):
+def test_a_model_of_another_shape_than_its_weights(finetune, base_folder, tmp_path):
   folder = shutil.copytree(base_folder, tmp_path / "base")
   content = json.loads((folder / "config.json").read_text())
   (folder / "config.json").write_text(json.dumps(content | {"intermediate_size": 48}))
   with pytest.raises(ValueError, match=r"mlp\.gate_proj\.weight has shape"):
-    fit(config, tmp_path / "run", weights=c.WeightsConfig(folder=str(folder)))
+    finetune(tmp_path / "run", weights=c.WeightsConfig(folder=str(folder)))
 
 
 def test_packing_is_refused_with_everything_else_that_is_wrong(
