@@ -94,10 +94,12 @@ class GatedUnit(nnx.Module):
     self.down = Linear(build, "layers/mlp/down", mlp_width, width, rngs=rngs, residual=True)
 
   def __call__(self, x_BxTxD: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    # Kept for the backward pass are its inputs only, as in RMSNorm.
-    unit = jax.checkpoint(lambda gate, up: self.activation(gate) * up)
-    gated = unit(self.gate(x_BxTxD, key), self.up(x_BxTxD, key))
-    return self.down(constrain(gated, BATCH_AXES, None, "tensor"), key)
+    @jax.checkpoint  # keeps its inputs only for the backward pass, as RMSNorm does
+    def combined(gate: jax.Array, up: jax.Array) -> jax.Array:
+      gated = self.activation(gate) * up
+      return self.down(constrain(gated, BATCH_AXES, None, "tensor"), key)
+
+    return combined(self.gate(x_BxTxD, key), self.up(x_BxTxD, key))
 
 
 def activation(config: DecoderConfig) -> Callable[[jax.Array], jax.Array]:
