@@ -40,6 +40,8 @@ def start(
   pytestconfig: pytest.Config,
   tmp_path_factory: pytest.TempPathFactory,
   folder_of_domains: Path,
+  base_folder: Path,
+  instruct_folder: Path,
 ) -> Callable[..., subprocess.Popen]:
   """Returns `start(config, workdir, **fields)`, which starts a run; dots in fields are `__`."""
   compiled = pytestconfig.cache.mkdir("xla")
@@ -52,6 +54,9 @@ def start(
 
   def start(config: str, workdir: Path, **fields: object) -> subprocess.Popen:
     values = SMALL | {"data": folder_of_domains}
+    if config.startswith("finetune"):
+      values = {name: x for name, x in SMALL.items() if not name.startswith("model.")}
+      values |= {"data": instruct_folder, "weights.folder": base_folder}
     values |= {name.replace("__", "."): value for name, value in fields.items()}
     flags = [f"--config.{name}={value}" for name, value in values.items()]
     workdir.parent.mkdir(parents=True, exist_ok=True)

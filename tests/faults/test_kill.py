@@ -18,7 +18,10 @@ CONFIGS = {
   "odm": ("pretrain_mixture.py:tiny,mixture=odm", {"mixture__warmup_steps": 3}),
   # Rounds of 5 steps, checkpoints every 3: most lie in the middle of a round.
   "three policies": ("three_in_one.py:tiny", {"plan__sweep_rows": 24}),
+  # Packed records, dropout, and frozen parameters that no checkpoint holds.
+  "adapters": ("finetune_lora.py:tiny", {"plan__sweep_rows": 24, "sequence_length": 64}),
 }
+EXAMPLES = {"adapters": 8 * 16}  # of a step, where they are not 8
 
 
 def committed(workdir: Path) -> list[int]:
@@ -100,14 +103,14 @@ def test_interruptions_change_nothing(name, start, run, tmp_path):
     process.kill()
     kills += process.wait() == -signal.SIGKILL
   assert kills == 3  # each before the run had finished
-  stopped_at = stop(start(config, workdir, **fields), workdir)
+  stopped_at = stop(start(config, workdir, **fields), workdir, EXAMPLES.get(name, 8))
   status, output = run(config, workdir, **fields)
   assert status == 0, output
   assert f"continuing from step {stopped_at}\n" in output
   assert_same_run(workdir, tmp_path / "whole")
 
 
-def stop(process: subprocess.Popen, workdir: Path) -> int:
+def stop(process: subprocess.Popen, workdir: Path, num_examples: int) -> int:
   """Sends SIGTERM after a few steps; returns the step whose checkpoint the run leaves."""
   assert wait_until(progressed(workdir, committed(workdir)), process)
   process.terminate()
@@ -118,5 +121,5 @@ def stop(process: subprocess.Popen, workdir: Path) -> int:
   assert f"checkpoint: {workdir}/checkpoints/{step}\n" in output
   assert step < NUM_STEPS
   # Nothing was trained beyond it.
-  assert len(np.fromfile(workdir / "example_ids.i32", "<i4")) == step * 8
+  assert len(np.fromfile(workdir / "example_ids.i32", "<i4")) == step * num_examples
   return step
