@@ -1,9 +1,14 @@
 """A mixture of experts in place of the gated unit."""
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jdc.models.base import BATCH_AXES
 from jdc.models.layers import Build, Linear, activation, deviation
 
 
@@ -35,20 +40,33 @@ class MixtureOfExperts(nnx.Module):
 
   def __call__(self, x_BxTxD: jax.Array, key: jax.Array | None = None) -> jax.Array:
     del key  # experts have no adapters
-    x_MxD = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
-    probability_MxE = jax.nn.softmax(self.router(x_MxD).astype(jnp.float32), axis=-1)
-    weight_Mxk, expert_Mxk = jax.lax.top_k(probability_MxE, self.num_chosen)
+    logits_BxTxE = self.router(x_BxTxD).astype(jnp.float32)
+    weight_BxTxk, expert_BxTxk = jax.lax.top_k(jax.nn.softmax(logits_BxTxE), self.num_chosen)
     if self.normalise:
-      weight_Mxk /= jnp.sum(weight_Mxk, axis=-1, keepdims=True)
-    order = jnp.argsort(expert_Mxk.reshape(-1), stable=True)
+      weight_BxTxk /= jnp.sum(weight_BxTxk, axis=-1, keepdims=True)
+    kernels = tuple(x.kernel[...].astype(x.dtype) for x in (self.gate, self.up, self.down))
+    return _on_shards(self._mixed, kernels, x_BxTxD, weight_BxTxk, expert_BxTxk)
+
+  def _mixed(
+    self,
+    kernels: tuple[jax.Array, ...],
+    x_BxTxD: jax.Array,
+    weight_BxTxk: jax.Array,
+    expert_BxTxk: jax.Array,
+  ) -> jax.Array:
+    gate, up, down = kernels
+    x_MxD = x_BxTxD.reshape(-1, x_BxTxD.shape[-1]).astype(gate.dtype)
+    expert_N = expert_BxTxk.reshape(-1)
+    order = jnp.argsort(expert_N, stable=True)
     back = jnp.argsort(order)
-    counts_E = jnp.bincount(expert_Mxk.reshape(-1), length=self.num_experts)
+    counts_E = jnp.bincount(expert_N, length=self.num_experts)
     # Repeated first and permuted then: the gradient of a permutation adds nothing up.
     sorted_NxD = jnp.repeat(x_MxD, self.num_chosen, axis=0)[order]
-    gated = self.activation(self.gate(sorted_NxD, counts_E)) * self.up(sorted_NxD, counts_E)
-    y_MxkxD = self.down(gated, counts_E)[back].reshape(*expert_Mxk.shape, -1)
-    y_MxD = jnp.einsum("mkd,mk->md", y_MxkxD, weight_Mxk.astype(y_MxkxD.dtype))
-    return y_MxD.reshape(x_BxTxD.shape)
+    gated = self.activation(jax.lax.ragged_dot(sorted_NxD, gate, counts_E))
+    gated *= jax.lax.ragged_dot(sorted_NxD, up, counts_E)
+    y_NxD = jax.lax.ragged_dot(gated, down, counts_E)[back]
+    y_BxTxkxD = y_NxD.reshape(*expert_BxTxk.shape, -1)
+    return jnp.einsum("btkd,btk->btd", y_BxTxkxD, weight_BxTxk.astype(y_NxD.dtype))
 
 
 class Experts(nnx.Module):
@@ -70,6 +88,23 @@ class Experts(nnx.Module):
     self.dtype = jnp.dtype(config.dtype)
     self.kernel = nnx.Param(initial(rngs.params(), shape, dtype))
 
-  def __call__(self, sorted_NxD: jax.Array, counts_E: jax.Array) -> jax.Array:
-    kernel = self.kernel[...].astype(self.dtype)
-    return jax.lax.ragged_dot(sorted_NxD.astype(self.dtype), kernel, counts_E)
+
+def _on_shards(
+  function: Callable[..., jax.Array], kernels: Any, x_BxTxD: jax.Array, *rest: jax.Array
+) -> jax.Array:
+  """Calls `function(kernels, x, ...)` on the rows of each shard of the batch.
+
+  The compiler cannot split a product whose rows are sorted by expert: every device would
+  compute those of all.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  split = set(BATCH_AXES) <= set(mesh.auto_axes)
+  if not split or x_BxTxD.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+    return function(kernels, x_BxTxD, *rest)
+  rows = jax.P(BATCH_AXES)
+  return jax.shard_map(
+    function,
+    in_specs=(jax.P(), rows, *(rows for _ in rest)),
+    out_specs=rows,
+    axis_names=set(BATCH_AXES),
+  )(kernels, x_BxTxD, *rest)
