@@ -1,5 +1,6 @@
 """Two processes with four devices each, and one with four, train as one with eight."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import time
 import pytest
 
 from jdc import metrics
+from jdc.train.config import MeshConfig
 
 pytestmark = pytest.mark.slow
 
@@ -86,10 +88,10 @@ def whole_runs(launcher, tmp_path_factory):
   return folders
 
 
-def assert_same_run(folder, expected):
+def assert_same_run(folder, expected, shape=(LAST, 8)):
   """Asserts equal rows in every step, and equal metrics but for rounding."""
   ids, expected_ids = (metrics.read_example_ids(path) for path in (folder, expected))
-  assert ids.shape == (LAST, 8)
+  assert ids.shape == shape
   assert (ids == expected_ids).all()
   lines, expected_lines = (metrics.read_metrics(path) for path in (folder, expected))
   assert len(lines) == len(expected_lines)
@@ -99,6 +101,20 @@ def assert_same_run(folder, expected):
 
 def test_two_processes_train_as_one(whole_runs):
   assert_same_run(whole_runs[2], whole_runs[1])
+
+
+def test_two_processes_train_adapters_on_packed_records_as_one(
+  finetune_run, tmp_path, pytestconfig
+):
+  run = finetune_run(tmp_path / "here", mesh=MeshConfig(data=2, fsdp=-1))
+  content = tmp_path / "run.pkl"
+  content.write_bytes(pickle.dumps((run.domains, dataclasses.replace(run.config, model=None))))
+  launcher = Launcher(content, pytestconfig.cache.mkdir("xla"))
+  folders = [tmp_path / str(count) for count in (1, 2)]
+  for count, folder in enumerate(folders, 1):
+    results = launcher.finish(launcher.start(count, folder, "adapters", 9), folder)
+    assert results == [{"stopped": "finished", "step": 9, "devices": 8}] * count
+  assert_same_run(*folders, shape=(9, 8 * 5))
 
 
 @pytest.mark.parametrize(("saved_by", "resumed_by"), [(1, 2), (2, 1)])
