@@ -120,6 +120,13 @@ def check_decisions(
       errors.append("the weighting decides no weights")
     if decision.token_weights is not None and slot != "weighting" and _selects(policies):
       errors.append(f"token weights of the {slot} do not reach the rows that a step keeps")
+    if policy.scope == "round":  # rows carry the weights of a selection, and nothing else
+      carried = ("weights",) if slot == "selection" else ()
+      errors += [
+        f"{field} of a round-scope {slot} do not reach the rows that a step trains"
+        for field in ("weights", "token_weights")
+        if getattr(decision, field) is not None and field not in carried
+      ]
     rows = _weighted_rows(slot, policy, shape, spec, policies)
     num_rows = tuple(size // max(max_segments, 1) for size in rows)
     for field, expected in (

@@ -6,7 +6,13 @@ import optax
 import pytest
 
 from jdc import policies
-from jdc.policies import DataPolicy, Decision, mixture, selection
+from jdc.policies import DataPolicy, Decision, RunSpec, mixture, selection
+from jdc.train import setup
+
+SPEC = RunSpec(
+  num_examples=30, num_domains=3, domain_names=("a", "b", "c"), domain_sizes=(10,) * 3,
+  proportions=(0.2, 0.3, 0.5),
+)  # fmt: skip
 
 
 def weighting_of(shape, field="weights"):
@@ -30,6 +36,38 @@ def weighting_of(shape, field="weights"):
 def test_weights_of_another_shape_are_refused(fit, tmp_path, field, shape, message):
   with pytest.raises(ValueError, match=message):
     fit(tmp_path / "run", policies.combine(weighting=weighting_of(shape, field)))
+
+
+@pytest.mark.parametrize(
+  ("slot", "size", "fields"),
+  [
+    ("selection", 30, {"token_weights": (30, 4)}),
+    ("mixture", 3, {"weights": (30,), "token_weights": (30, 4)}),
+  ],
+)
+def test_weights_of_a_round_that_no_row_carries_are_refused(slot, size, fields):
+  decided = {field: np.ones(shape, np.float32) for field, shape in fields.items()}
+  decision = Decision(logits=np.zeros(size, np.float32), **decided)
+  policy = weighting_of((1,))._replace(scope="round")
+  spec = SPEC._replace(sweep_size=30, sequence_length=4)
+  with pytest.raises(ValueError) as error:
+    setup.check_decisions({slot: decision}, spec, policies.combine(**{slot: policy}))
+  for field in fields:
+    assert f"{field} of a round-scope {slot} do not reach the rows" in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("weights", "token_weights", "right"),
+  [((40,), (8, 32), True), ((8,), (8, 32), False), ((40,), (40, 32), False)],
+)
+def test_weights_of_packed_rows_are_those_of_their_records(weights, token_weights, right):
+  decision = Decision(weights=np.ones(weights), token_weights=np.ones(token_weights))
+  spec = SPEC._replace(batch_size=8 * 5, sequence_length=32)
+  arguments = ({"weighting": decision}, spec, policies.combine(weighting=weighting_of((1,))), 5)
+  if right:
+    return setup.check_decisions(*arguments)
+  with pytest.raises(ValueError, match=r"not \(40,\)|not \(8, 32\)"):
+    setup.check_decisions(*arguments)
 
 
 @pytest.mark.parametrize("sweep_rows", [2, 10**6])
