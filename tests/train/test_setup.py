@@ -16,7 +16,7 @@ from jdc.data import pack, tokenize
 from jdc.data.domains import find_domains
 from jdc.models.decoder import decoder
 from jdc.policies import DataPolicy, Decision, mixture, ordering, selection
-from jdc.train import corpus, loop, setup
+from jdc.train import corpus, loop, model_parts, setup
 from jdc.train.config import (
   CheckpointConfig,
   CorpusConfig,
@@ -24,6 +24,8 @@ from jdc.train.config import (
   LoggingConfig,
   MeshConfig,
   OptimizerConfig,
+  TrainConfig,
+  WeightsConfig,
 )
 from jdc.train.optimizer import make_optimizer
 
@@ -279,8 +281,18 @@ class TestData:
   def test_faults_of_the_fields_are_named_at_once(self, tmp_path):
     with pytest.raises(ValueError, match="data is empty") as error:
       self.prepare(tmp_path, on_bad_record="ignore", validation_fraction=1.0)
-    assert "corpus.on_bad_record must be error or quarantine, got 'ignore'" in str(error.value)
+    assert "corpus.on_bad_record must be one of error, quarantine, got 'ignore'" in str(
+      error.value
+    )
     assert "corpus.validation_fraction must be in [0, 1), got 1.0" in str(error.value)
+
+  def test_fields_that_conversations_do_not_read(self, tmp_path):
+    with pytest.raises(ValueError, match="text_field='body' is for documents") as error:
+      self.prepare(
+        tmp_path, str(tmp_path), tokenizer=str(tmp_path), format="auto", template="tokenizer",
+        text_field="body", eos_token="</s>",
+      )  # fmt: skip
+    assert "eos_token are not read with corpus.template='tokenizer'" in str(error.value)
 
   def test_a_missing_folder(self, tmp_path):
     with pytest.raises(ValueError, match="nowhere: no such folder of domains"):
@@ -313,6 +325,12 @@ class TestData:
     (tmp_path / "d/a.txt").write_text("text")
     with pytest.raises(ValueError, match=message):
       self.prepare(tmp_path, path=str(tmp_path / "d"), **fields)
+
+
+def test_how_weights_compute_is_not_read_beside_a_model(model_config):
+  config = TrainConfig(model=model_config, weights=WeightsConfig(dtype="bfloat16"))
+  with pytest.raises(ValueError, match=r"config\.weights is not read .*dtype='bfloat16'"):
+    model_parts.decoder_config(config)
 
 
 def test_faults_of_the_optimizer_are_named_at_once():
