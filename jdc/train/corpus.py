@@ -106,7 +106,15 @@ def check(data: str, config: CorpusConfig) -> None:
       for name in ("template", "predict", "on_long")
       if getattr(config, name) != getattr(defaults, name)
     ]
-  elif data == "python":
+  else:
+    if config.text_field != CorpusConfig().text_field:
+      errors.append(f"corpus.text_field={config.text_field!r} is for documents of text")
+    if config.template == "tokenizer" and (config.bos_token or config.eos_token):
+      errors.append(
+        "corpus.bos_token and corpus.eos_token are not read with corpus.template='tokenizer', "
+        "which writes its own"
+      )
+  if config.format != "text" and data == "python":
     errors.append(f"data='python' is text, not instruction data of format {config.format!r}")
   if config.template == "tokenizer" and not Path(config.tokenizer).is_dir():
     errors.append(

@@ -11,7 +11,7 @@ from jdc.models.decoder import decoder
 from jdc.models.decoder_config import DecoderConfig
 from jdc.train import config as config_lib
 from jdc.train import pretrained
-from jdc.train.config import TrainConfig
+from jdc.train.config import TrainConfig, WeightsConfig
 from jdc.train.state import Start
 
 _LOG = logging.getLogger("jdc")
@@ -50,6 +50,11 @@ def decoder_config(config: TrainConfig) -> DecoderConfig:
       f"(config.weights.folder), it has {both}"
     )
   if config.model is not None:
+    if given != WeightsConfig():
+      raise ValueError(
+        f"config.weights is not read where the config has a model, got {given}; config.model "
+        "has these fields itself"
+      )
     return config.model
   computes = {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}
   del computes["folder"]
