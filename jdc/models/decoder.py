@@ -45,7 +45,8 @@ def decoder(
     The model. Parameters of the layers are stacked on a leading axis of length L.
 
   Raises:
-    ValueError: if `loss_chunk` is none of these, or an adapter's target is no linear map.
+    ValueError: if `loss_chunk` is none of these, an adapter's target is no linear map, or
+      `config.attention` cannot serve, as `attention.choose` says.
 
   References:
     Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv:1910.07467.
