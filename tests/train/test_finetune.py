@@ -16,7 +16,7 @@ from jdc.models import hf, subsets
 from jdc.models.decoder import decoder
 from jdc.models.decoder_config import DecoderConfig
 from jdc.models.lora import LoraConfig
-from jdc.policies import DataPolicy, Decision, combine, mixture
+from jdc.policies import DataPolicy, Decision, combine, mixture, ordering
 from jdc.train import config as c
 from jdc.train import loop, model_parts
 
@@ -191,6 +191,46 @@ def test_other_fields_are_an_error(finetune, finetune_config, parts, changes, na
   with pytest.raises(ValueError, match="another run") as error:
     finetune(parts, **changes)
   assert all(name in str(error.value) for name in named)
+
+
+@pytest.mark.slow
+def test_resumes_bitwise_with_an_ordering_and_accumulation(
+  finetune, finetune_run, full_fields, assert_same, tmp_path
+):
+  fields = full_fields | {
+    "plan": c.PlanConfig(max_segments=5, steps_per_round=3),
+    "ordering": c.policy(ordering.sorting),
+    "mixture": c.policy(mixture.odm, warmup_steps=1),
+    "accumulation_steps": 2,
+    "loss_average": "example",
+    "num_steps": 7,
+  }
+  whole = finetune(tmp_path / "whole", **fields)
+  halted(finetune_run, tmp_path / "parts", **fields)  # at step 5, in the second round of 3
+  resumed = finetune(tmp_path / "parts", **fields)
+  assert_same(whole.state, resumed.state)
+  assert_same(whole.plan, resumed.plan)
+  for file in ("metrics.jsonl", "example_ids.i32"):
+    written = (tmp_path / folder / file for folder in ("whole", "parts"))
+    assert len({path.read_bytes() for path in written}) == 1
+
+
+@pytest.mark.parametrize("on_exhausted", ["renormalise", "stop"])
+def test_an_epoch_ends_the_run(finetune_run, full_fields, tmp_path, on_exhausted):
+  plan = c.PlanConfig(max_segments=5, max_epochs=(1.0,) * 3, on_exhausted=on_exhausted)
+  fields = full_fields | {"plan": plan, "mixture": c.policy(mixture.by_size), "num_steps": 50}
+  run = finetune_run(tmp_path / "run", **fields)
+  num_records = sum(len(domain.train) for domain in run.domains.values())
+  result = loop.fit(run, str(tmp_path / "run"))
+  assert "max_epochs=(1.0, 1.0, 1.0) leaves no draw of" in result.stopped
+  ids = metrics.read_example_ids(tmp_path / "run")
+  assert len(ids) == int(result.plan.step) < 50
+  counts = np.bincount(ids[ids >= 0], minlength=num_records)
+  assert counts.max() == 1
+  if on_exhausted == "renormalise":
+    assert counts.sum() == num_records
+  else:
+    assert counts.sum() == result.plan.drawn_G.sum() > num_records / 2
 
 
 def test_a_whole_model_resumes_bitwise(
