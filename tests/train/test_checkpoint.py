@@ -5,6 +5,7 @@ import logging
 import shutil
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -357,3 +358,44 @@ def test_every_array_lies_where_it_is_asked_for(tmp_path, num_devices):
   assert {name: x.sharding for name, x in saved.state.items()} == {
     name: x.sharding for name, x in state.items()
   }
+
+
+# Parameters read alone, as to evaluate or export them.
+
+
+def save_params(folder):
+  """A checkpoint whose state begins as that of a run, and its parameters."""
+  state = make_state(4)
+  params = {"matrix": state.pop("matrix"), "half": state.pop("half")}
+  checkpoints = Checkpoints(str(folder), keep=2)
+  for step in (5, 12):
+    full = Trained(jnp.int32(step), params, state)
+    checkpoints.save(step, full, HOST | {"step": step}, arrays(step))
+  checkpoints.close()
+  return params
+
+
+class Trained(NamedTuple):
+  step: jax.Array
+  params: Any
+  rest: Any
+
+
+def test_parameters_are_read_without_the_rest(tmp_path, assert_same):
+  params = save_params(tmp_path)
+  for chosen, expected in ((None, 12), (5, 5)):
+    step, payload = checkpoint.read_payload(tmp_path, chosen)
+    assert (step, payload["host"]["step"]) == (expected, expected)
+    assert_same(checkpoint.read_params(tmp_path, step, payload, abstract(params)), params)
+  with pytest.raises(ValueError, match=r"no checkpoint of step 7; there are \[5, 12\]"):
+    checkpoint.read_payload(tmp_path, 7)
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("leaf", [1, 2])
+def test_parameters_of_another_checksum_are_not_read(tmp_path, leaf):
+  params = save_params(tmp_path)
+  step, payload = checkpoint.read_payload(tmp_path)
+  payload["checksums"][leaf] ^= 1
+  with pytest.raises(Damaged, match="12: its parameters fail their checksums"):
+    checkpoint.read_params(tmp_path, step, payload, abstract(params))

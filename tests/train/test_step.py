@@ -273,3 +273,31 @@ def test_learning_rate_counts_the_updates_that_were_made():
     batch = jax.device_put(make_batch(), sharding.batch_sharding(mesh))
     _, output = jax.jit(step)(state, batch)
   assert output.learning_rate == pytest.approx(0.7)
+
+
+def noisy_losses(params, tokens, targets, positions, segments, key=None):
+  """Losses that are the noise of training themselves, one number for each position."""
+  del tokens, positions, segments
+  noise = 0.0 if key is None else jax.random.uniform(key, targets.shape)
+  return noise + 0.0 * jnp.sum(params["table"])
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_noise_of_training_differs_by_step_and_by_microbatch(accumulation_steps):
+  model = MODEL._replace(token_losses=noisy_losses, dropout=True)
+  optimizer, rate = optax.sgd(1.0), optax.constant_schedule(1.0)
+  options = StepOptions(accumulation_steps=accumulation_steps)
+  mesh = sharding.make_mesh(data=2, fsdp=1, tensor=4)
+  with jax.set_mesh(mesh):
+    state = state_lib.init(state_lib.Start(model), optimizer, {}, mesh, 0)
+    step = jax.jit(make_train_step(model, optimizer, rate, policies.combine(), options))
+    batch = jax.device_put(make_batch(), sharding.batch_sharding(mesh))
+    second, output = step(state, batch)
+    _, again = step(state, batch)
+    _, later = step(second, batch)
+  losses = np.asarray(output.loss_B)
+  np.testing.assert_array_equal(losses, again.loss_B)
+  drawn = np.concatenate([losses, later.loss_B])
+  drawn = drawn[drawn > 0]
+  assert len(drawn) > B
+  assert len(set(drawn.tolist())) == len(drawn)
