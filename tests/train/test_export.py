@@ -114,7 +114,7 @@ def test_a_chosen_step_in_bfloat16(full, tmp_path):
   [
     ("full", ["--merge"], "has no adapters to merge"),
     ("adapted", ["--dtype=bfloat16"], "are for whole models; give --merge as well"),
-    ("adapted", ["--weights=absent"], "are not there; where are they now"),
+    ("adapted", ["--merge", "--weights=absent"], "are not there; where are they now"),
     ("full", ["--step=3"], "no checkpoint of step 3; there are [2, 4]"),
   ],
 )
