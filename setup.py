@@ -9,7 +9,8 @@ ZSTD = ["zstandard>=0.23"]
 TFDS = ["tensorflow-datasets>=4.9.9"]
 TOKENIZERS = ["tokenizers>=0.21"]
 HF = [*TOKENIZERS, "jinja2>=3.1.6", "transformers>=5.0"]
-PEERS = ["peft>=0.21", "torch>=2.13"]  # what results are compared with
+# What results are compared with; this release of torch installs without CUDA.
+PEERS = ["peft>=0.21", "safetensors>=0.6", "torch==2.13.0"]
 TESTS = [
   "hypothesis>=6.130",
   "ipykernel>=6.29",

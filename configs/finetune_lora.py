@@ -5,7 +5,8 @@
 
 MODEL is a Hugging Face folder: config.json, safetensors, tokenizer. DIR holds one file or
 folder a domain, of alpaca, sharegpt or messages records (JSON, JSONL, Parquet); the model's own
-chat template writes them. ODM decides how much of each domain is drawn, the loss selector which
+chat template writes them (`--config.corpus.template_date=2026-01-31` for one that asks for the
+day). ODM decides how much of each domain is drawn, the loss selector which
 records of it, and the weighting how much each one counts; `:policy=none` trains on all alike.
 `:tiny` shrinks everything but the model and writes the records in a plain template.
 

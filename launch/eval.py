@@ -18,6 +18,7 @@ from typing import Any, cast
 import jax
 from absl import app, flags
 
+from jdc.data.chat import Chat
 from jdc.eval import specs
 from jdc.eval.task import Outcome, Task
 from jdc.eval.text_model import TextModel, check_vocabulary
@@ -33,6 +34,12 @@ TASKS = flags.DEFINE_list("tasks", None, "KIND:PATH or KIND:PATH:SHOTS, ...", re
 OUTPUT = flags.DEFINE_string("output", None, "The result, a new JSON file.", required=True)
 TOKENIZER = flags.DEFINE_string(
   "tokenizer", "", "bytes or a tokenizer.json; empty: the checkpoint's own."
+)
+CHAT = flags.DEFINE_enum(
+  "chat",
+  None,
+  ["none", *corpus.TEMPLATES],
+  "Write prompts as a user's message; default: as the run was trained, none for other models.",
 )
 NUM_SHOTS = flags.DEFINE_integer("num_shots", 5, "Questions shown with their answers.")
 CHOICE_SCORE = flags.DEFINE_enum(
@@ -92,6 +99,7 @@ def main(argv: list[str]) -> None:
     CONTEXT_LENGTH.value or opened.config.context_length,
     BATCH_SIZE.value,
     mesh,
+    _chat(opened),
   )
   # All tasks are checked with the model's tokenizer before the first is run.
   runs = config_lib.collect(*(lambda task=task: task.prepare(model) for task in tasks))
@@ -142,12 +150,31 @@ def _tokenizer(opened: pretrained.Opened) -> OwnTokenizer:
   """That of the flag, of the run's config, or of the checkpoint's folder."""
   if TOKENIZER.value or not opened.run:
     return open_tokenizer(TOKENIZER.value, opened.source)
-  fields = ("tokenizer", "bos_token", "eos_token")
-  config = config_lib.CorpusConfig(
-    **{name: opened.run[f"corpus.{name}"] for name in fields if f"corpus.{name}" in opened.run}
-  )
-  config = corpus.with_tokenizer_of(str(opened.base or ""), config)
+  config = _corpus(opened)
   return of_training(corpus.tokenizer(config), config.tokenizer)
+
+
+def _corpus(opened: pretrained.Opened) -> config_lib.CorpusConfig:
+  """How the run read its data; of another checkpoint, its own tokenizer."""
+  if not opened.run:
+    named = TOKENIZER.value or str(opened.source)
+    return config_lib.CorpusConfig(tokenizer=named, format="messages")
+  config = config_lib.from_json(opened.run, config_lib.CorpusConfig, "corpus.")
+  return corpus.with_tokenizer_of(str(opened.base or ""), config)
+
+
+def _chat(opened: pretrained.Opened) -> Chat | None:
+  config = _corpus(opened)
+  if CHAT.value == "none" or (
+    CHAT.value is None and (not opened.run or config.format == "text")
+  ):
+    return None
+  chosen = CHAT.value or config.template
+  return corpus.chat(dataclasses.replace(config, template=chosen))
+
+
+def _template(opened: pretrained.Opened) -> str:
+  return CHAT.value or (str(opened.run.get("corpus.template")) if opened.run else "none")
 
 
 def _describe(opened: pretrained.Opened, model: TextModel) -> dict[str, Any]:
@@ -166,7 +193,8 @@ def _describe(opened: pretrained.Opened, model: TextModel) -> dict[str, Any]:
       "vocab_size": tokenizer.vocab_size,
       "puts_before_a_text": tokenizer.bos_id,
       "puts_after_a_text": tokenizer.eos_id,
-      "stop_ids": list(model.own.stop_ids),
+      "stop_ids": list(model.stop_ids),
+      "chat": "none" if model.chat is None else _template(opened),
     },
     "versions": {"jdc": metadata.version("jdc"), "jax": jax.__version__},
     "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

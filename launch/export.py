@@ -16,7 +16,8 @@ from absl import app, flags
 
 from jdc.models import hf, peft
 from jdc.models.decoder_config import DTYPES
-from jdc.train import pretrained, process, sharding
+from jdc.train import config as config_lib
+from jdc.train import corpus, pretrained, process, sharding
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "The folder to write.", required=True)
@@ -53,35 +54,38 @@ def export(
   weights: str | None = None,
 ) -> None:
   """Opens the checkpoint and writes it as a model, or as adapters."""
-  mesh = sharding.make_mesh(data=1, fsdp=-1)
-  opened = pretrained.open_model(checkpoint, mesh, step, weights)
-  if opened.lora is None and merge:
+  folder = Path(output)
+  if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    raise ValueError(f"--output={output} exists; give another name or remove it")
+  mesh, adapted = sharding.make_mesh(data=1, fsdp=-1), pretrained.has_adapters(checkpoint, step)
+  if merge and not adapted:
     raise ValueError(f"{checkpoint} has no adapters to merge")
-  what = "" if opened.step is None else f" of step {opened.step}"
-  if opened.lora is not None and not merge:
+  if adapted and not merge:
     if dtype or tokenizer:
       raise ValueError("--dtype and --tokenizer are for whole models; give --merge as well")
-    base = None if opened.base is None else str(opened.base)
-    peft.save_adapter(output, opened.unmerged, opened.lora, opened.config, base)
-    print(f"adapters{what} for {base}: {output}")
+    found = pretrained.open_adapters(checkpoint, mesh, step)
+    base = weights or found.base
+    peft.save_adapter(output, found.params, found.lora, found.config, base)
+    print(f"adapters of step {found.step} for {base}: {output}")
     return
+  opened = pretrained.open_model(checkpoint, mesh, step, weights)
   config = opened.config
   if not config.context_length:  # known to transformers as the most positions
     length = int(opened.run["sequence_length"])
     config = dataclasses.replace(config, context_length=length)
   origin = opened.base or (opened.source if opened.step is None else None)
-  folder = Path(tokenizer) if tokenizer else _tokenizer_folder(opened, origin)
+  tokenizer_folder = Path(tokenizer) if tokenizer else _tokenizer_folder(opened, origin)
   hf.save(
     output,
     config,
     opened.params,
-    tokenizer_folder=folder,
+    tokenizer_folder=tokenizer_folder,
     generation_config=_generation_config(origin),
-    token_ids=hf.read_token_ids(origin) if origin else None,
+    token_ids=hf.read_token_ids(origin) if origin else _token_ids(opened),
     dtype=dtype,
   )
-  print(f"model{what}: {output}")
-  if folder is None:
+  print(f"model{'' if opened.step is None else f' of step {opened.step}'}: {output}")
+  if tokenizer_folder is None:
     print("without a tokenizer: the run's is bytes, which transformers does not have")
 
 
@@ -92,6 +96,13 @@ def _tokenizer_folder(opened: pretrained.Opened, origin: Path | None) -> Path | 
   if named == "weights":
     return origin
   return Path(named) if Path(named).is_dir() else Path(named).parent
+
+
+def _token_ids(opened: pretrained.Opened) -> dict[str, int]:
+  """The boundary tokens of a run that began with no weights."""
+  own = corpus.tokenizer(config_lib.from_json(opened.run, config_lib.CorpusConfig, "corpus."))
+  ids = {"bos_token_id": own.bos_id, "eos_token_id": own.eos_id}
+  return {name: token for name, token in ids.items() if token is not None}
 
 
 def _generation_config(origin: Path | None) -> dict[str, Any] | None:

@@ -125,7 +125,7 @@ def _prepare(
   model: TextModel,
 ) -> Callable[[], Outcome]:
   texts = [f"{head}Question: {problem.question}\nAnswer:" for problem in problems]
-  prompts = [model.encode(text) for text in texts]
+  prompts = model.prompts(texts)
   room = model.context_length - max_new_tokens
   if model.context_length and (bad := [i for i, p in enumerate(prompts) if len(p) > room]):
     found = listed([f"{problems[i].where} ({len(prompts[i])} ids)" for i in bad])

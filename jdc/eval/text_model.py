@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import jax
 
+from jdc.data.chat import Chat
+from jdc.data.conversations import Message
 from jdc.eval.likelihood import Likelihood, Request, log_likelihoods
 from jdc.eval.tokenizer import OwnTokenizer
 from jdc.models.base import LanguageModel, Params
@@ -20,6 +22,22 @@ class TextModel(NamedTuple):
   context_length: int = 0  # positions; 0: any number
   batch_size: int = 8  # rows in one call, over all devices
   mesh: jax.sharding.Mesh | None = None
+  chat: Chat | None = None  # writes a prompt as a user's message, after which it answers
+
+  @property
+  def stop_ids(self) -> tuple[int, ...]:
+    """Tokens that end an answer."""
+    ends = () if self.chat is None else self.chat.stop_ids
+    return tuple(sorted({*self.own.stop_ids, *ends}))
+
+  def prompts(self, texts: Iterable[str]) -> list[tuple[int, ...]]:
+    """Returns the ids after which the answer to each text follows."""
+    texts = list(texts)
+    if self.chat is None:
+      ids = self.encode_all(texts)
+      return [ids[text] for text in texts]
+    encode = self.chat.encode_prompt
+    return [tuple(encode([Message("user", text)]).tolist()) for text in texts]
 
   def encode(self, text: str) -> tuple[int, ...]:
     """Returns the ids of a prompt, after BOS where the tokenizer puts it."""
@@ -40,8 +58,13 @@ class TextModel(NamedTuple):
 
     Spaces at the end of a prompt are taken for the continuation's, since tokens of words begin
     with a space. The continuation is what the joined text has beyond as many tokens as the
-    prompt alone has, as in lm-eval.
+    prompt alone has, as in lm-eval. In a chat it is a text of its own.
     """
+    if self.chat is not None:
+      encode = self.own.tokenizer.encode
+      answers = [tuple(encode(b.lstrip())[0].tolist()) for _, b in pairs]
+      prompts = self.prompts(a for a, _ in pairs)
+      return [Request(*each) for each in zip(prompts, answers, strict=True)]
     ids = self.encode_all(text for a, b in pairs for text in (a.rstrip(), a + b))
     return [Request(ids[a.rstrip()], ids[a + b][len(ids[a.rstrip()]) :]) for a, b in pairs]
 
@@ -78,7 +101,7 @@ class TextModel(NamedTuple):
       temperature=temperature,
       top_k=top_k,
       top_p=top_p,
-      stop_ids=self.own.stop_ids,
+      stop_ids=self.stop_ids,
       stop=self._ends_with(stop_texts) if stop_texts else None,
       seed=seed,
       batch_size=self.batch_size,
@@ -89,7 +112,7 @@ class TextModel(NamedTuple):
   def text_of(self, completion: Completion, stop_texts: Sequence[str] = ()) -> str:
     """Returns the text of a completion up to the first stop text."""
     ids = completion.ids
-    if ids and ids[-1] in self.own.stop_ids:
+    if ids and ids[-1] in self.stop_ids:
       ids = ids[:-1]
     text = self.own.tokenizer.decode(ids)
     return text[: min((at for s in stop_texts if (at := text.find(s)) >= 0), default=None)]

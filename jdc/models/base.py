@@ -30,7 +30,8 @@ class Cache(NamedTuple):
 class LanguageModel(NamedTuple):
   """A language model as pure functions, so that any code base can offer one.
 
-  All of them can be jitted, differentiated, vmapped and sharded. `tokens`, `targets`,
+  All of them can be jitted, differentiated, vmapped (but for a mixture of experts) and sharded;
+  losses computed in chunks have reverse-mode derivatives only. `tokens`, `targets`,
   `positions` and `segments` are i32[B, T]; positions count from 0 in each segment, and segment
   0 is padding. Tokens see earlier tokens of their own segment only.
   """

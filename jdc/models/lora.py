@@ -46,9 +46,9 @@ class LoraConfig:
     problems = [
       f"{name} must be {accepted}, got {getattr(self, name)!r}"
       for name, accepted, right in (
-        ("rank", "a positive integer", isinstance(self.rank, int) and self.rank >= 1),
-        ("alpha", "positive and finite", 0 < self.alpha < math.inf),
-        ("dropout", "in [0, 1)", 0 <= self.dropout < 1),
+        ("rank", "a positive integer", _is_number(self.rank, int) and self.rank >= 1),
+        ("alpha", "positive and finite", _is_number(self.alpha) and 0 < self.alpha < math.inf),
+        ("dropout", "in [0, 1)", _is_number(self.dropout) and 0 <= self.dropout < 1),
         ("targets", "at least one pattern", len(self.targets) > 0),
         ("dtype", f"one of {', '.join(DTYPES)}", self.dtype in DTYPES),
       )
@@ -65,6 +65,10 @@ class LoraConfig:
   def adapts(self, module: str) -> bool:
     """Whether a module, such as "layers/attention/query", matches one of the targets."""
     return any(fnmatch.fnmatchcase(module, pattern) for pattern in self.targets)
+
+
+def _is_number(value: Any, kinds: Any = int | float) -> bool:
+  return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def adaptable(config: DecoderConfig) -> tuple[str, ...]:
@@ -85,29 +89,37 @@ def check_targets(lora: LoraConfig, config: DecoderConfig) -> None:
     )
 
 
-def merged(params: Params, lora: LoraConfig) -> Params:
+def merged(params: Params, lora: LoraConfig, *, donate: bool = False) -> Params:
   """Returns parameters without adapters, each kernel W replaced by W + scale A B.
 
-  The product is taken in float32 and rounded once to the kernel's type.
+  The product is taken in float32, layer by layer, and rounded once to the kernel's type.
 
   Args:
     params: of a decoder with adapters, a nested dict.
     lora: what the adapters were made with.
+    donate: gives the memory of the adapted kernels to the merged ones; `params` cannot be used
+      afterwards.
   """
   result = {}
   for name, value in params.items():
     if name in LEAVES:
       continue
-    result[name] = merged(value, lora) if isinstance(value, Mapping) else value
+    nested = isinstance(value, Mapping)
+    result[name] = merged(value, lora, donate=donate) if nested else value
   if "lora_a" in params:
-    result["kernel"] = _merged_kernel(
-      params["kernel"], params["lora_a"], params["lora_b"], lora.scale
-    )
+    add = _add_donated if donate else _add
+    result["kernel"] = add(params["kernel"], params["lora_a"], params["lora_b"], lora.scale)
   return result
 
 
-@jax.jit
-def _merged_kernel(kernel: Any, lora_a: Any, lora_b: Any, scale: float) -> jax.Array:
-  a, b = lora_a.astype(jnp.float32), lora_b.astype(jnp.float32)
-  product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-  return (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)
+def _add_product(kernel: Any, lora_a: Any, lora_b: Any, scale: float) -> jax.Array:
+  def one_layer(layer: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+    kernel, *factors = layer
+    a, b = (x.astype(jnp.float32) for x in factors)
+    product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    return (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)
+
+  return jax.lax.map(one_layer, (kernel, lora_a, lora_b))
+
+
+_add, _add_donated = jax.jit(_add_product), jax.jit(_add_product, donate_argnums=0)

@@ -12,10 +12,11 @@ from jdc.data import chat_template, instruct, pack, quickstart, tokenize
 from jdc.data.domains import find_domains
 from jdc.train.config import CorpusConfig
 
+TEMPLATES = ("plain", "alpaca", "tokenizer")
 _CHOICES = {
   "on_bad_record": ("error", "quarantine"),
   "format": ("text", "auto", "alpaca", "sharegpt", "messages"),
-  "template": ("plain", "alpaca", "tokenizer"),
+  "template": TEMPLATES,
   "predict": ("all", "last"),
   "on_long": instruct.ON_LONG,
 }

@@ -142,12 +142,13 @@ def steps(
     record = Record(Path(workdir), spec, config, step, described["config"], host.get("record"))
     stack.enter_context(process.closing(record))
     trace = process.Trace(workdir, profile, step)
+    tables = _tables(run)
     stack.enter_context(process.closing(trace))
     terminated = stack.enter_context(process.sigterm(mesh))
 
     def evaluate() -> dict[str, float]:
       with record.pause():
-        found = _evaluate(run, state.model_params, mesh)
+        found = _evaluate(run, tables, state.model_params, mesh)
       record.write(step, found | record.shares(iterator.state))
       return found
 
@@ -254,21 +255,28 @@ def _compile(
   return compiled, time.perf_counter() - started
 
 
-def _evaluate(run: Run, params: Any, mesh: jax.sharding.Mesh) -> dict[str, float]:
-  fields = run.config.evaluation
-  tables = {
-    name: _evaluated(domain.validation, fields.max_rows, run.config.plan.max_segments)
-    for name, domain in run.domains.items()
-    if domain.validation is not None
-  }
+def _evaluate(
+  run: Run, tables: Mapping[str, Any], params: Any, mesh: jax.sharding.Mesh
+) -> dict[str, float]:
+  fields, packed = run.config.evaluation, run.config.plan.max_segments > 0
   return perplexity.evaluate(
     run.model.token_losses,
     params,
     tables,
     fields.batch_size or run.config.batch_size,
     mesh,
-    None if run.config.plan.max_segments else fields.max_rows or None,
+    None if packed else fields.max_rows or None,
   )
+
+
+def _tables(run: Run) -> dict[str, Any]:
+  """What is evaluated, by domain."""
+  config = run.config
+  return {
+    name: _evaluated(domain.validation, config.evaluation.max_rows, config.plan.max_segments)
+    for name, domain in run.domains.items()
+    if domain.validation is not None
+  }
 
 
 def _evaluated(table: Any, max_rows: int, max_segments: int) -> Any:

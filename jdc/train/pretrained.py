@@ -28,9 +28,16 @@ class Opened(NamedTuple):
   step: int | None  # of a run
   base: Path | None  # the folder of the weights that a run started from
   run: dict[str, Any]  # config of a run as flat JSON, else empty
-  # With adapters, what they are and the parameters before they were merged.
-  lora: LoraConfig | None
-  unmerged: Params
+
+
+class Adapters(NamedTuple):
+  """The adapters that a run trained."""
+
+  config: DecoderConfig
+  lora: LoraConfig
+  params: Params  # their leaves, and no others
+  step: int
+  base: str | None  # the folder of the weights that the run started from
 
 
 def weights(folder: str | os.PathLike[str], config: DecoderConfig) -> Weights:
@@ -75,9 +82,56 @@ def open_model(
     if wrong := [f"{name}={value}" for name, value in given.items() if value is not None]:
       raise ValueError(f"{folder} is no run directory, and {', '.join(wrong)} is for a run")
     return _open_hugging_face(folder, mesh, changes)
+  return _open_run(_checkpoints(folder), mesh, step, weights_folder, changes)
+
+
+def has_adapters(folder: str | os.PathLike[str], step: int | None = None) -> bool:
+  """Whether a folder is a run directory whose model has adapters."""
+  folder = Path(folder)
+  if (folder / "config.json").is_file():
+    return False
+  _, payload = checkpoint.read_payload(_checkpoints(folder), step)
+  return "lora.rank" in payload["host"]["config"]
+
+
+def open_adapters(
+  folder: str | os.PathLike[str], mesh: jax.sharding.Mesh, step: int | None = None
+) -> Adapters:
+  """Opens the adapters of a run, without the parameters that they adapt.
+
+  Args:
+    folder: a run directory.
+    mesh: the devices on which they are laid out.
+    step: another checkpoint than the newest.
+
+  Raises:
+    ValueError: if the run trained no adapters, or other parameters besides.
+    checkpoint.Damaged: if the checkpoint fails its checksums.
+  """
+  place = _checkpoints(Path(folder))
+  step, payload = checkpoint.read_payload(place, step)
+  run = payload["host"]["config"]
+  if "lora.rank" not in run:
+    raise ValueError(f"{folder} has no adapters")
+  config = config_lib.from_json(run, DecoderConfig, "model.")
+  adapters = config_lib.from_json(run, LoraConfig, "lora.")
+  trained, _ = subsets.split(
+    _target(decoder(config, lora=adapters), mesh),
+    subsets.matcher(config_lib.trainable_patterns(run)),
+  )
+  others = [path for path in subsets.paths(trained) if path.split("/")[-1] not in lora.LEAVES]
+  if others:
+    raise ValueError(
+      f"{folder} trained more than adapters: {', '.join(others)}; merge them into a model"
+    )
+  params = checkpoint.read_params(place, step, payload, trained)
+  return Adapters(config, adapters, params, step, run.get("weights.folder") or None)
+
+
+def _checkpoints(folder: Path) -> Path:
   for place in (folder / "checkpoints", folder):
     if place.is_dir() and any(path.name.isdigit() for path in place.iterdir()):
-      return _open_run(place, mesh, step, weights_folder, changes)
+      return place
   raise ValueError(
     f"{folder}: neither a Hugging Face checkpoint (config.json) nor a run directory "
     "(checkpoints/)"
@@ -89,8 +143,9 @@ def _open_hugging_face(
 ) -> Opened:
   config = hf.from_hf_config(folder, **changes)
   model = decoder(config)
+  _check_mesh(model, mesh)
   params = hf.load(folder, config, _target(model, mesh))
-  return Opened(config, model, params, folder, None, None, {}, None, params)
+  return Opened(config, model, params, folder, None, None, {})
 
 
 def _open_run(
@@ -111,6 +166,8 @@ def _open_run(
   saved = config_lib.from_json(run, DecoderConfig, "model.")
   config = dataclasses.replace(saved, **changes)
   adapters = config_lib.from_json(run, LoraConfig, "lora.") if "lora.rank" in run else None
+  model = decoder(config)
+  _check_mesh(model, mesh)
   target = _target(decoder(saved, lora=adapters), mesh)
   trained: Params = target
   frozen: Params = {}
@@ -120,12 +177,16 @@ def _open_run(
   if frozen:
     found = _frozen(frozen, base, folder, payload["host"], decoder(saved, lora=adapters))
     params = subsets.join(params, found)
-  merged = params if adapters is None else lora.merged(params, adapters)
-  model = decoder(config)
+  merged = params if adapters is None else lora.merged(params, adapters, donate=True)
   if config.parameter_dtype != saved.parameter_dtype:
     merged = jax.tree.map(lambda x, like: x.astype(like.dtype), merged, _target(model, mesh))
   source = folder.parent if folder.name == "checkpoints" else folder
-  return Opened(config, model, merged, source, step, base, run, adapters, params)
+  return Opened(config, model, merged, source, step, base, run)
+
+
+def _check_mesh(model: LanguageModel, mesh: jax.sharding.Mesh) -> None:
+  if model.check_partition is not None:
+    model.check_partition(dict(mesh.shape))
 
 
 def _frozen(

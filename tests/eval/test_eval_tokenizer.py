@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from jdc.data.chat import from_tokenizer
+from jdc.data.conversations import Message
+from jdc.eval.likelihood import Request
 from jdc.eval.text_model import TextModel, check_vocabulary
 from jdc.eval.tokenizer import open_tokenizer
 from jdc.models.generate import Completion
@@ -112,3 +115,19 @@ def test_requests_and_texts():
   assert model.text_of(completion) == "one stop two"
   assert model.text_of(completion, ["two", " stop"]) == "one"
   assert model.text_of(completion, ["three"]) == "one stop two"
+
+
+def test_a_chat_asks_as_a_user_and_stops_where_responses_end():
+  tokenizer = open_tokenizer("bytes")
+  chat = from_tokenizer(tokenizer.tokenizer, "alpaca")._replace(stop_ids=(7,))
+  model = TextModel(Vocabulary(258), {}, tokenizer, chat=chat)
+  (prompt,) = model.prompts(["1 + 1?"])
+  assert prompt == tuple(chat.encode_prompt([Message("user", "1 + 1?")]).tolist())
+  text = tokenizer.tokenizer.decode(prompt)
+  assert text.startswith("Below is an instruction")
+  assert text.endswith("### Instruction:\n1 + 1?\n\n### Response:")
+  assert model.requests([("1 + 1?", " 2")]) == [Request(prompt, (50,))]
+  assert model.stop_ids == (7, 257)
+  plain = TextModel(Vocabulary(258), {}, tokenizer)
+  assert plain.prompts(["ab"]) == [(256, 97, 98)]
+  assert plain.stop_ids == (257,)

@@ -63,8 +63,8 @@ class Writer:
   def __init__(self, *texts):
     self.texts = texts
 
-  def encode(self, text):
-    return text.encode()
+  def prompts(self, texts):
+    return [text.encode() for text in texts]
 
   def generate(self, prompts, max_new_tokens, stop_texts, **options):
     self.prompts, self.options = [p.decode() for p in prompts], options

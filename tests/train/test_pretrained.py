@@ -52,13 +52,9 @@ def test_a_run_with_adapters_is_opened_merged(adapted, base_folder, mesh, assert
   opened = pretrained.open_model(workdir, mesh)
   assert contents(workdir) == before
   assert opened.config == hf.from_hf_config(base_folder)
-  assert opened.lora == LoraConfig(
-    rank=2, alpha=4.0, dropout=0.3, targets=("layers/*/query", "layers/mlp/*")
-  )
   assert (opened.step, opened.source, opened.base) == (9, workdir, base_folder)
   assert opened.run["sequence_length"] == 63
-  assert_same(opened.unmerged, result.state.model_params)
-  merged, unmerged = flatten(opened.params), flatten(opened.unmerged)
+  merged, unmerged = flatten(opened.params), flatten(result.state.model_params)
   assert {name for name in unmerged if "lora" not in name} == set(merged)
   num_adapted = 0
   for name, x in merged.items():
@@ -71,10 +67,25 @@ def test_a_run_with_adapters_is_opened_merged(adapted, base_folder, mesh, assert
   assert num_adapted == 4
 
 
+def test_adapters_are_opened_alone(adapted, base_folder, mesh, assert_same, tmp_path):
+  workdir, result = adapted
+  shutil.copytree(workdir, tmp_path / "run")  # and not what they adapt
+  found = pretrained.open_adapters(tmp_path / "run", mesh)
+  assert_same(found.params, result.state.params)
+  assert (found.step, found.base) == (9, str(base_folder))
+  assert found.lora == LoraConfig(
+    rank=2, alpha=4.0, dropout=0.3, targets=("layers/*/query", "layers/mlp/*")
+  )
+  assert pretrained.has_adapters(workdir)
+  assert not pretrained.has_adapters(base_folder)
+  with pytest.raises(ValueError, match="neither a Hugging Face checkpoint"):
+    pretrained.open_adapters(base_folder, mesh)
+
+
 def test_what_is_opened_computes_what_was_trained(adapted, mesh):
   workdir, result = adapted
   opened = pretrained.open_model(workdir, mesh)
-  trained = decoder(opened.config, lora=opened.lora)
+  trained = decoder(opened.config, lora=pretrained.open_adapters(workdir, mesh).lora)
   with jax.set_mesh(mesh):
     found = logits(opened.model, opened.params)
     expected = logits(trained, jax.device_get(result.state.model_params))
@@ -93,7 +104,7 @@ def test_a_run_of_a_whole_model(full, base_folder, mesh, assert_same):
   for folder in (workdir, workdir / "checkpoints"):
     opened = pretrained.open_model(folder, mesh)
     assert (opened.step, opened.source, opened.base) == (4, workdir, base_folder)
-    assert opened.lora is None
+    assert not pretrained.has_adapters(folder)
     assert_same(opened.params, result.state.params)
 
 
@@ -113,7 +124,7 @@ def test_a_hugging_face_folder(base_folder, mesh, assert_same):
   config = hf.from_hf_config(base_folder)
   target = jax.eval_shape(decoder(config).init, jax.random.key(0))
   assert_same(opened.params, hf.load(base_folder, config, target))
-  assert (opened.config, opened.step, opened.base, opened.lora) == (config, None, None, None)
+  assert (opened.config, opened.step, opened.base) == (config, None, None)
   assert (opened.source, opened.run) == (base_folder, {})
 
 
@@ -211,12 +222,12 @@ def test_a_damaged_checkpoint(full, mesh, tmp_path):
 def test_weights_that_are_others_or_elsewhere(
   adapted, base_folder, mesh, assert_same, tmp_path
 ):
-  workdir, result = adapted
+  workdir, _ = adapted
   run = shutil.copytree(workdir, tmp_path / "run")
   moved = shutil.copytree(base_folder, tmp_path / "moved")
   opened = pretrained.open_model(run, mesh, weights_folder=moved)
   assert opened.base == moved
-  assert_same(opened.unmerged, result.state.model_params)
+  assert_same(opened.params, pretrained.open_model(workdir, mesh).params)
   with pytest.raises(ValueError, match="are not there; where are they now"):
     pretrained.open_model(run, mesh, weights_folder=tmp_path / "absent")
   path = moved / "model.safetensors"
