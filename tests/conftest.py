@@ -8,16 +8,17 @@ import pytest
 
 # Tests compile far more than they compute, so the compiler takes its short cuts. Tests of the
 # launch scripts run them as users do, without these flags.
+# A collective blocks its thread until all devices have come to it. Where XLA schedules for
+# concurrency, virtual devices come to independent ones in any order and wait for ever.
 _FLAGS = (
   "--xla_force_host_platform_device_count=8",
   "--xla_backend_optimization_level=0",
   "--xla_llvm_disable_expensive_passes=true",
+  "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
 )
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Threads of XLA. A collective blocks one until all devices have come to it, and a device may
-# have come to several: with one thread a device, some programs wait for ever.
-os.environ.setdefault("NPROC", "64")
+os.environ.setdefault("NPROC", "64")  # threads, for the same reason
 _given = os.environ.get("XLA_FLAGS", "")
 _missing = [flag for flag in _FLAGS if flag.partition("=")[0] not in _given]
 os.environ["XLA_FLAGS"] = " ".join([*_given.split(), *_missing])
