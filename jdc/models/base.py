@@ -51,7 +51,7 @@ class LanguageModel(NamedTuple):
   check_partition: Callable[[Mapping[str, int]], None] | None = None
   # As token_losses, with weights f32[B, T] before `key`, -> (f32[], f32[B, T]): the sum of
   # weights times losses, and the losses, constants for the gradient. It may be cheaper where
-  # weights are known beforehand; `None`: it is not offered.
+  # weights are known beforehand; `None`: it is not offered. Replace it with token_losses.
   weighted_loss: Callable[..., tuple[jax.Array, jax.Array]] | None = None
   # For generation: (batch_size, length) -> an empty cache of `length` slots, and
   # (params, tokens, positions, valid, cache) -> (f32[B, V], cache), the logits after the last

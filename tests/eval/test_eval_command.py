@@ -13,7 +13,7 @@ import pytest
 
 from jdc.models import DecoderConfig, hf
 from jdc.models.decoder import decoder
-from jdc.models.fingerprint import fingerprint
+from jdc.train.checkpoint import fingerprint
 
 ROOT = Path(__file__).parents[2]
 CONFIG = DecoderConfig(

@@ -21,7 +21,7 @@ MISTAKES = {
     [
       "ValueError: mixture: proportions must be finite and at least 0, got {1: -1}",
       "optimizer.b1 must be in [0, 1), got 2.0",
-      "corpus.on_bad_record must be error or quarantine, got 'skip'",
+      "corpus.on_bad_record must be one of error, quarantine, got 'skip'",
     ],
   ),
   "what does not fit together": (

@@ -45,7 +45,7 @@ def breaking(model, kind, modulus=23):
       return poisoned(loss_BxT, bad_Bx1)
     return jnp.where(bad_Bx1, {"NaN": jnp.nan, "inf": jnp.inf}[kind], loss_BxT)
 
-  return model._replace(token_losses=token_losses)
+  return model._replace(token_losses=token_losses, weighted_loss=None)
 
 
 def is_bad(domains, ids_B, modulus=23):

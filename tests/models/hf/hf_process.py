@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jdc.models import hf
 from jdc.models.base import MESH_AXES
 from jdc.models.decoder import DecoderConfig, decoder
+from jdc.models.hf import read
 from jdc.models.hf.files import open_folder
 
 CONFIG = DecoderConfig(
@@ -37,7 +38,7 @@ def main(index, count, port, folder):
   hf.save(out, CONFIG, params, max_shard_bytes=20_000)
 
   opened = []
-  hf.open_folder = lambda f: opened.append(open_folder(f)) or opened[-1]
+  read.open_folder = lambda f: opened.append(open_folder(f)) or opened[-1]
   target = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
   )
