@@ -128,15 +128,12 @@ def count_flops(jaxpr):
   """The FLOPs of the matrix products of a program, those in loops by their lengths."""
   total = 0.0
   for equation in jaxpr.eqns:
-    if equation.primitive.name in ("dot_general", "ragged_dot", "ragged_dot_general"):
+    assert equation.primitive.name not in ("ragged_dot", "ragged_dot_general", "while")
+    if equation.primitive.name == "dot_general":
       shape = equation.invars[0].aval.shape
-      if equation.primitive.name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        inner = math.prod(shape[axis] for axis in contracted)
-        total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
-      else:
-        raise NotImplementedError(equation.primitive.name)
-    assert equation.primitive.name != "while"
+      (contracted, _), _ = equation.params["dimension_numbers"]
+      inner = math.prod(shape[axis] for axis in contracted)
+      total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
     times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
     for value in equation.params.values():
       for inner_jaxpr in value if isinstance(value, tuple | list) else (value,):

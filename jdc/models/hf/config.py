@@ -1,6 +1,5 @@
 """The decoder that a `config.json` of transformers describes."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from jdc.models.hf.families import (
   Family,
   not_implemented,
 )
+from jdc.models.hf.files import read_json
 from jdc.models.hf.rope import read_rope
 from jdc.models.hf.windows import read_windows
 
@@ -89,16 +89,7 @@ def _content(source: Source) -> dict[str, Any]:
   if isinstance(source, Mapping):
     return dict(source)
   path = Path(source)
-  path = path / "config.json" if path.is_dir() else path
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    raise ValueError(f"{path} does not exist") from None
-  except ValueError as error:
-    raise ValueError(f"{path} is not JSON: {error}") from error
-  if not isinstance(content, dict):
-    raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
-  return content
+  return read_json(path / "config.json" if path.is_dir() else path)
 
 
 def _text_part(raw: dict[str, Any]) -> dict[str, Any]:

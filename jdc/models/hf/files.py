@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -124,3 +125,16 @@ def _open_sharded(folder: Path, weight_map: Mapping[str, str]) -> Tensors:
   if misplaced:
     raise ValueError(f"{folder}: tensors are not where {INDEX} says: {', '.join(misplaced)}")
   return tensors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """Reads a JSON object; a ValueError names the file where there is none."""
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise ValueError(f"{path} does not exist") from None
+  except ValueError as error:
+    raise ValueError(f"{path} is not JSON: {error}") from None
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+  return content

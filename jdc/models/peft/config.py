@@ -1,12 +1,12 @@
 """The `adapter_config.json` of the PEFT library, read and written."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jdc.models.decoder_config import DecoderConfig
+from jdc.models.hf.files import read_json
 from jdc.models.hf.names import Layout, leaves
 from jdc.models.lora import LoraConfig, adaptable
 
@@ -94,19 +94,6 @@ def to_config(
     "task_type": "CAUSAL_LM",
     "use_rslora": lora.rank_stabilised,
   }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-  """Reads a JSON object; a ValueError names the file where there is none."""
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    raise ValueError(f"{path} does not exist") from None
-  except ValueError as error:
-    raise ValueError(f"{path} is not JSON: {error}") from None
-  if not isinstance(content, dict):
-    raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
-  return content
 
 
 def _problems(content: Mapping[str, Any]) -> Iterator[str]:
