@@ -27,6 +27,16 @@ class Cache(NamedTuple):
   length: jax.Array  # i32[], slots that are filled
 
 
+class Outputs(NamedTuple):
+  """What one forward pass tells of B rows."""
+
+  token_loss: jax.Array  # f32[B, T], as from `token_losses`
+  hidden: jax.Array  # [B, T, D], as from `hidden`, of the same pass
+  # Of a mixture of experts; `None` in other models.
+  balance_loss: jax.Array | None = None  # f32[], lower where experts share the tokens evenly
+  expert_load: jax.Array | None = None  # f32[B, E], tokens that the last layer sends to each
+
+
 class LanguageModel(NamedTuple):
   """A language model as pure functions, so that any code base can offer one.
 
@@ -59,3 +69,6 @@ class LanguageModel(NamedTuple):
   empty_cache: Callable[[int, int], Cache] | None = None
   extend: Callable[..., tuple[jax.Array, Cache]] | None = None
   dropout: bool = False  # whether training draws noise
+  # As token_losses -> `Outputs`. `None`: hidden states of the training pass are not offered.
+  outputs: Callable[..., Outputs] | None = None
+  balance_weight: float = 0.0  # times `balance_loss` is added to the training loss

@@ -14,7 +14,7 @@ from flax import nnx
 
 from jdc.models import attention, cross_entropy
 from jdc.models.attention import Context
-from jdc.models.base import BATCH_AXES, Cache, LanguageModel, Params
+from jdc.models.base import BATCH_AXES, Cache, LanguageModel, Outputs, Params
 from jdc.models.decoder_config import DecoderConfig
 from jdc.models.layers import Build, GatedUnit, Linear, RMSNorm, deviation
 from jdc.models.lora import LoraConfig, check_targets
@@ -108,6 +108,21 @@ def decoder(
       hidden_BxTxD, model.output_matrix(), targets, loss_chunk
     )
 
+  def outputs(
+    params: Params,
+    tokens: jax.Array,
+    targets: jax.Array,
+    positions: jax.Array,
+    segments: jax.Array,
+    key: jax.Array | None = None,
+  ) -> Outputs:
+    model = nnx.merge(graphdef, params)
+    hidden_BxTxD = model(tokens, positions, segments, key)
+    losses_BxT = cross_entropy.token_cross_entropy(
+      hidden_BxTxD, model.output_matrix(), targets, loss_chunk
+    )
+    return Outputs(losses_BxT, hidden_BxTxD)
+
   def weighted_loss(
     params: Params,
     tokens: jax.Array,
@@ -150,6 +165,7 @@ def decoder(
     empty_cache=functools.partial(_empty_cache, config),
     extend=extend,
     dropout=lora is not None and lora.dropout > 0,
+    outputs=outputs,
   )
 
 

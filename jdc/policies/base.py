@@ -38,16 +38,20 @@ class RunSpec(NamedTuple):
   steps_per_round: int = 0
   draw: str = "shuffle"  # of rows inside a domain: shuffle, top_k, gumbel_top_k, multinomial
   domain_draw: str = "systematic"  # of domains in a batch: systematic, or one domain a step
+  max_segments: int = 0  # examples of a packed row, counted in batch_size; 0: a row is one
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TargetStats:
-  """Statistics of the target set; `None` where nothing observes a field."""
+  """Statistics of the target set: `loss`, `task`, `domain`, and those that the policy observes
+  of examples as well, such as `embedding`; `None` where nothing observes a field.
+  """
 
   gradient: Any = None  # f32[M, R]
   embedding: Any = None  # f32[M, D]
   position_weighted_embedding: Any = None  # f32[M, D]
+  last_token_embedding: Any = None  # f32[M, D]
   loss: Any = None  # f32[M], nats per token
   task: Any = None  # i32[M]
   domain: Any = None  # i32[M]
@@ -70,7 +74,7 @@ class ExampleStats:
   loss: Any = None  # f32[B], mean negative log-likelihood per target token, nats
   token_loss: Any = None  # f32[B, T], nats
   token_mask: Any = None  # f32[B, T], 1 where a token counts
-  token_segment: Any = None  # i32[rows, T], example of each token when rows are packed
+  token_segment: Any = None  # i32[rows, T], place in [B] of each token's example; -1 is padding
   reference_loss: Any = None  # f32[B], under the frozen reference model
   reference_token_loss: Any = None  # f32[B, T]
   gradient: Any = None  # f32[B, R], projected per-example gradient
@@ -79,7 +83,12 @@ class ExampleStats:
   el2n: Any = None  # f32[B], L2 norm of the error vector
   embedding: Any = None  # f32[B, D], mean hidden state
   position_weighted_embedding: Any = None  # f32[B, D]
-  domain_gradient: Any = None  # f32[K, 2, R], two independent half-batches
+  last_token_embedding: Any = None  # f32[B, D], hidden state of the last token
+  target_alignment: Any = None  # f32[B], inner product with the gradient of the target's loss
+  # Inner products of mean gradients of two independent half-batches of each domain, and those
+  # with the gradient of the target's mean loss.
+  domain_gradient_product: Any = None  # f32[K, 2, K, 2]
+  domain_target_alignment: Any = None  # f32[K, 2]
   domain_target_loss: Any = None  # f32[K], on the target split
   domain_expert_load: Any = None  # f32[K, E]
   score: Any = None  # f32[C] or f32[C, S], what `score` returned over a sweep

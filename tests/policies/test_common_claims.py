@@ -98,11 +98,12 @@ def holding(claim):
 
 SHAPES = {
   "token_loss": (T,), "reference_token_loss": (T,), "gradient": (R,), "update_direction": (R,),
-  "embedding": (D,), "position_weighted_embedding": (D,),
+  "embedding": (D,), "position_weighted_embedding": (D,), "last_token_embedding": (D,),
 }  # fmt: skip
 INTEGERS = {"example_id", "domain", "num_tokens", "token_mask"}
 OF_DOMAINS = {
-  "domain_gradient": (K, 2, R), "domain_target_loss": (K,), "domain_expert_load": (K, E),
+  "domain_gradient_product": (K, 2, K, 2), "domain_target_alignment": (K, 2),
+  "domain_target_loss": (K,), "domain_expert_load": (K, E),
 }  # fmt: skip
 EXTREMES = {
   "nan": np.nan, "inf": np.inf, "minus_inf": -np.inf, "huge": 3e38, "minus_huge": -3e38,
