@@ -10,7 +10,7 @@ import uuid
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,6 +19,16 @@ from jdc.data.sources import DomainFiles, source_name, source_problem
 
 BAD_RECORDS = "bad_records.jsonl"
 
+HELD_OUT = ("validation", "target")
+
+
+class Fractions(NamedTuple):
+  """The shares of a domain's distinct texts that are held out from training."""
+
+  validation: float
+  target: float
+
+
 # Fills a new folder with what is made of the files, or raises a ValueError.
 Build = Callable[[Path, DomainFiles], None]
 
@@ -26,7 +36,7 @@ Build = Callable[[Path, DomainFiles], None]
 def problems_of(
   domains: Mapping[str, DomainFiles],
   sequence_length: int,
-  validation_fraction: float,
+  fractions: Fractions,
   on_bad_record: str,
   quarantine: str | Path | None,
 ) -> list[str]:
@@ -41,8 +51,16 @@ def problems_of(
   ]
   if sequence_length < 1:
     problems.append(f"sequence_length must be at least 1, got {sequence_length}")
-  if not 0 <= validation_fraction < 1:
-    problems.append(f"validation_fraction must be in [0, 1), got {validation_fraction}")
+  problems += [
+    f"{split}_fraction must be in [0, 1), got {fraction}"
+    for split, fraction in fractions._asdict().items()
+    if not 0 <= fraction < 1
+  ]
+  if all(0 <= fraction < 1 for fraction in fractions) and sum(fractions) >= 1:
+    problems.append(
+      f"validation_fraction {fractions.validation} and target_fraction {fractions.target} "
+      "leave nothing to train on"
+    )
   if on_bad_record not in ("error", "quarantine"):
     problems.append(f"on_bad_record must be 'error' or 'quarantine', got {on_bad_record!r}")
   if on_bad_record == "quarantine" and quarantine is None:
@@ -90,27 +108,71 @@ def prepare_all(
   return folders
 
 
-def held_out(
-  texts: Iterable[str], validation_fraction: float, seed: int
-) -> Callable[[str], bool]:
-  """Returns whether a text is held out, by its rank among the hashes of all texts.
+class Options(Protocol):
+  """What decides, with the files, how a domain is split; a NamedTuple."""
 
-  Of D distinct texts, round(validation_fraction * D) are: those with the smallest hash of
-  (seed, text). The order of the texts does not matter.
+  @property
+  def validation_fraction(self) -> float: ...
+
+  @property
+  def target_fraction(self) -> float: ...
+
+  def _asdict(self) -> dict[str, Any]: ...
+
+
+def parts_of(options: Options) -> list[Any]:
+  """Returns what of the options names a folder; without a target set, that of earlier ones."""
+  fields = options._asdict().items()
+  return [value for name, value in fields if value or name != "target_fraction"]
+
+
+def held_out(files: DomainFiles, options: Options) -> Fractions:
+  """Returns the shares of the training files: 0 where a split has files of its own."""
+  return Fractions(
+    0.0 if files.validation else options.validation_fraction,
+    0.0 if files.target else options.target_fraction,
+  )
+
+
+def splits(files: DomainFiles, options: Options) -> list[str]:
+  """Returns the splits that a domain will have."""
+  shares = held_out(files, options)._asdict()
+  return ["train", *(s for s in HELD_OUT if getattr(files, s) or shares[s])]
+
+
+def split_by_hash(
+  texts: Iterable[str], fractions: Fractions, seed: int
+) -> Callable[[str], str | None]:
+  """Returns the function that says in which split a text is held out, `None` for training.
+
+  Of D distinct texts, ranked by a hash of (seed, text), the first round(v D) are for
+  validation, the next round(u D) the target set, v and u the fractions. The order of the texts
+  does not matter, and validation does not depend on u.
 
   Raises:
-    ValueError: if that leaves nothing on one side.
+    ValueError: if that leaves nothing for a split that has a fraction, or for training.
   """
   hashes = array("Q", (_hash(text, seed) for text in texts))
   distinct = np.unique(np.array(hashes, np.uint64))
-  count = math.floor(validation_fraction * len(distinct) + 0.5)
-  if not 0 < count < len(distinct):
-    raise ValueError(
-      f"too few documents: validation_fraction {validation_fraction} holds out {count} of "
-      f"{len(distinct)} distinct ones; both sides need at least one"
+  wanted = {split: share for split, share in fractions._asdict().items() if share}
+  counts = {split: math.floor(share * len(distinct) + 0.5) for split, share in wanted.items()}
+  if min(counts.values()) == 0 or sum(counts.values()) >= len(distinct):
+    shown = ", ".join(
+      f"{split}_fraction {wanted[split]} holds out {counts[split]}" for split in wanted
     )
-  threshold = int(distinct[count - 1])
-  return lambda text: _hash(text, seed) <= threshold
+    raise ValueError(
+      f"too few documents: {shown} of {len(distinct)} distinct ones; each split and training "
+      "need at least one"
+    )
+  # The highest hash of each split, in rising order.
+  ends = dict(zip(counts, np.cumsum([*counts.values()]) - 1, strict=True))
+  thresholds = {split: int(distinct[end]) for split, end in ends.items()}
+
+  def split_of(text: str) -> str | None:
+    value = _hash(text, seed)
+    return next((split for split, last in thresholds.items() if value <= last), None)
+
+  return split_of
 
 
 def _hash(text: str, seed: int) -> int:
@@ -139,7 +201,9 @@ def _cached(
 
 
 def _key(files: DomainFiles, parts: Sequence[Any]) -> str:
-  names = [[source_name(path) for path in paths] for paths in files]
+  # Without files of its own a target set leaves the name of the folder as it is.
+  present = [paths for split, paths in files._asdict().items() if paths or split != "target"]
+  names = [[source_name(path) for path in paths] for paths in present]
   problems = [p for split in names for source in split if (p := source_problem(source))]
   if problems:
     raise ValueError("; ".join(problems))

@@ -1,4 +1,4 @@
-"""Folders of domains: which files are whose, and which are set apart for validation."""
+"""Folders of domains: which files are whose, and which are set apart from training."""
 
 import json
 import re
@@ -7,32 +7,38 @@ from typing import Any, NamedTuple
 
 from jdc.data import formats
 
-_SPLITS = {"train": "train", "val": "validation", "validation": "validation"}
+_SPLITS = {
+  "train": "train",
+  "val": "validation",
+  "validation": "validation",
+  "target": "target",
+}
 _OTHER_SPLITS = ("dev", "eval", "test", "valid")
 _NOT_DATA = re.compile(r"(readme|licen[cs]e|notice)(\.(md|rst|txt))?", re.IGNORECASE)
 
 
 class DomainFiles(NamedTuple):
-  """The sources of one domain; `validation` is empty where no files are set apart for it."""
+  """The sources of one domain; empty where no files are set apart for a split."""
 
   train: tuple[Path, ...]
-  validation: tuple[Path, ...] = ()
+  validation: tuple[Path, ...] = ()  # what a run is scored on
+  target: tuple[Path, ...] = ()  # what its policies may observe
 
 
 def find_domains(folder: str | Path) -> dict[str, DomainFiles]:
   """Finds the domains of a folder, one an entry, sorted by name.
 
   An entry is a file `web.jsonl.gz`; or `web.train.jsonl.gz` beside `web.val.jsonl.gz` (or
-  `.validation.`); or a sub-folder `web/` of files, of which `val.jsonl` or `NAME.val.jsonl`
-  are for validation; or a sub-folder with the folders `train/` and `val/`, whatever depth the
-  files below have; or a prepared TFDS folder. Hidden entries are ignored, and files named
-  exactly README, LICENSE, LICENCE or NOTICE in any case, without a suffix or with .md, .rst
-  or .txt.
+  `.validation.`) and `web.target.jsonl.gz`, the target set of policies; or a sub-folder `web/`
+  of files, of which `val.jsonl` or `NAME.val.jsonl` are for validation; or a sub-folder with
+  the folders `train/`, `val/` and `target/`, whatever depth the files below have; or a
+  prepared TFDS folder. Hidden entries are ignored, and files named exactly README, LICENSE,
+  LICENCE or NOTICE in any case, without a suffix or with .md, .rst or .txt.
 
   Raises:
     ValueError: lists everything that is wrong: a missing or empty folder, two entries for the
-      same files of one domain, a suffix that is not accepted, an empty file, validation
-      without training files.
+      same files of one domain, a suffix that is not accepted, an empty file, validation or
+      target files without training files.
   """
   folder = Path(folder)
   if not folder.is_dir():
@@ -50,14 +56,15 @@ def find_domains(folder: str | Path) -> dict[str, DomainFiles]:
       found.setdefault(name, {})[split] = paths
   for name, files in found.items():
     if "train" not in files:
-      problems.append(f"{folder}: domain {name!r} has validation files but none to train on")
+      splits = " and ".join(sorted(files))
+      problems.append(f"{folder}: domain {name!r} has {splits} files but none to train on")
     problems += [f"{p}: empty file" for paths in files.values() for p in paths if _is_empty(p)]
   if not found and not problems:
     problems.append(f"{folder}: holds no domain; accepted: {formats.ACCEPTED}, or sub-folders")
   if problems:
     raise ValueError("\n".join(problems))
   return {
-    name: DomainFiles(tuple(found[name]["train"]), tuple(found[name].get("validation", ())))
+    name: DomainFiles(**{split: tuple(paths) for split, paths in found[name].items()})
     for name in sorted(found)
   }
 
@@ -89,7 +96,9 @@ def _folder_domain(folder: Path) -> tuple[str, dict[str, Any]]:
   if any(path.is_dir() for path in entries):
     for path in entries:
       if path.name not in _SPLITS or not path.is_dir():
-        problems.append(f"{path}: accepted beside train/ and val/ are only such folders")
+        problems.append(
+          f"{path}: accepted beside train/, val/ and target/ are only such folders"
+        )
         continue
       below = sorted(p for p in path.rglob("*") if p.is_file() and _visible(p, path))
       files.setdefault(_SPLITS[path.name], []).extend(below)

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from jdc.data import cache, conversations, records
 from jdc.data.chat import Chat, Example
 from jdc.data.conversations import Conversation, Format, read_conversations
-from jdc.data.pack import Domain
+from jdc.data.pack import Domain, open_domain
 from jdc.data.records import RecordTable, RecordWriter
 from jdc.data.sources import DomainFiles, OnBadRecord, ReadReport, set_aside
 
@@ -26,6 +26,7 @@ class _Options(NamedTuple):
   on_bad_record: OnBadRecord
   on_long: OnLong
   seed: int
+  target_fraction: float
 
 
 class _Long(NamedTuple):
@@ -48,10 +49,11 @@ def prepare(
   quarantine: str | Path | None = None,
   seed: int = 0,
   on_long: OnLong = "error",
+  target_fraction: float = 0.0,
 ) -> dict[str, Domain[RecordTable]]:
   """Tokenizes every domain's conversations, or opens what an earlier call left in the cache.
 
-  A record is an example of at most T + 1 tokens. The split and the cache are those of
+  A record is an example of at most T + 1 tokens. The splits and the cache are those of
   `pack.prepare`, with conversations in the place of texts. How many records and tokens were
   cut is kept in the tables and logged.
 
@@ -69,29 +71,39 @@ def prepare(
     on_bad_record: "error" or "quarantine", as in `sources.read_documents`.
     quarantine: with one of the two "quarantine", holds after the call all records of these
       domains that were set aside.
-    seed: of the held-out split.
+    seed: of the held-out splits.
     on_long: what becomes of a record of more than T + 1 tokens. "error": an error that counts
       them all. "truncate": its first T + 1 tokens are kept. "drop_turns": the earliest pairs of
       user and assistant messages are dropped until it fits; the system message stays.
       "quarantine": it is set aside and counted as a bad record.
+    target_fraction: in [0, 1), below 1 - validation_fraction; 0 makes no target set. Not used
+      where target files are given.
 
   Returns:
     The domains by name, in the order given.
 
   Raises:
     ValueError: lists what is wrong with all domains: files, bad records, records that are too
-      long, too few conversations for the split, no records.
+      long, too few conversations for the splits, no records.
   """
-  options = _Options(sequence_length, validation_fraction, format, on_bad_record, on_long, seed)
+  options = _Options(
+    sequence_length,
+    validation_fraction,
+    format,
+    on_bad_record,
+    on_long,
+    seed,
+    target_fraction,
+  )
   aside = quarantine if "quarantine" in (on_bad_record, on_long) else None
   _check(domains, options, quarantine)
 
   def build(folder: Path, files: DomainFiles) -> None:
     _build(folder, files, chat, options)
 
-  parts = ("records", records.FORMAT_VERSION, chat.fingerprint, options)
+  parts = ("records", records.FORMAT_VERSION, chat.fingerprint, cache.parts_of(options))
   folders = cache.prepare_all(domains, parts, build, cache_dir, aside)
-  prepared = {name: _open(name, folder) for name, folder in folders.items()}
+  prepared = {name: open_domain(name, folder, RecordTable) for name, folder in folders.items()}
   for domain in prepared.values():
     _report(domain, on_long)
   return prepared
@@ -132,12 +144,9 @@ def fit(
 def _check(
   domains: Mapping[str, DomainFiles], options: _Options, quarantine: str | Path | None
 ) -> None:
+  fractions = cache.Fractions(options.validation_fraction, options.target_fraction)
   problems = cache.problems_of(
-    domains,
-    options.sequence_length,
-    options.validation_fraction,
-    options.on_bad_record,
-    quarantine,
+    domains, options.sequence_length, fractions, options.on_bad_record, quarantine
   )
   if options.format not in conversations.FORMATS:
     problems.append(
@@ -152,22 +161,22 @@ def _check(
 
 
 def _build(folder: Path, files: DomainFiles, chat: Chat, options: _Options) -> None:
-  held_out = _held_out(folder, files, options)
+  split_of = _split_of(folder, files, options)
   report, long = ReadReport(), _Long()
   with ExitStack() as stack:
     writers = {
       name: stack.enter_context(
         RecordWriter(folder / name, options.sequence_length, chat.vocab_size)
       )
-      for name in (("train", "validation") if files.validation or held_out else ("train",))
+      for name in cache.splits(files, options)
     }
-    for name, sources in zip(("train", "validation"), files, strict=True):
+    for name, sources in files._asdict().items():
       for conversation, example, lost in _encoded(sources, folder, chat, options, report):
         if len(example.ids) > options.sequence_length + 1:
           long = _longer(long, len(example.ids), conversation.where)
           continue
-        chosen = held_out is not None and held_out(_text(conversation))
-        writers["validation" if chosen else name].add(conversation.where, example, lost)
+        split = split_of(_text(conversation)) if name == "train" else None
+        writers[split or name].add(conversation.where, example, lost)
     problems = [_too_long(long, report, options)] if long.num_records else []
     for name, writer in writers.items():
       try:
@@ -195,17 +204,19 @@ def _too_long(long: _Long, report: ReadReport, options: _Options) -> str:
   )
 
 
-def _held_out(
+def _split_of(
   folder: Path, files: DomainFiles, options: _Options
-) -> Callable[[str], bool] | None:
-  if files.validation or not options.validation_fraction:
-    return None
+) -> Callable[[str], str | None]:
+  """Returns where a text of the training files is held out; `None` is training."""
+  fractions = cache.held_out(files, options)
+  if not any(fractions):
+    return lambda text: None
   first_pass = folder / "first_pass.jsonl"  # the second pass sets bad records aside for good
   found = read_conversations(files.train, options.format, options.on_bad_record, first_pass)
   texts = (_text(conversation) for conversation in found)
-  chosen = cache.held_out(texts, options.validation_fraction, options.seed)
+  split_of = cache.split_by_hash(texts, fractions, options.seed)
   first_pass.unlink(missing_ok=True)
-  return chosen
+  return split_of
 
 
 def _text(conversation: Conversation) -> str:
@@ -241,20 +252,9 @@ def _encoded(
       report.num_bad_records += 1
 
 
-def _open(name: str, folder: Path) -> Domain[RecordTable]:
-  meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-  validation = folder / "validation"
-  return Domain(
-    name,
-    RecordTable(folder / "train"),
-    RecordTable(validation) if validation.is_dir() else None,
-    meta["num_bad_records"],
-  )
-
-
 def _report(domain: Domain[RecordTable], on_long: OnLong) -> None:
-  for split, table in (("train", domain.train), ("validation", domain.validation)):
-    if table is None or not table.num_truncated_records:
+  for split, table in domain.splits.items():
+    if not table.num_truncated_records:
       continue
     total = table.num_tokens + table.num_truncated_tokens
     _LOG.warning(

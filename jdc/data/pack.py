@@ -33,7 +33,14 @@ class Domain(NamedTuple, Generic[Table]):
   name: str
   train: Table
   validation: Table | None  # `None` where nothing is held out
-  num_bad_records: int  # set aside, over both splits
+  num_bad_records: int  # set aside, over all splits
+  target: Table | None = None  # what policies may observe, as they may not validation
+
+  @property
+  def splits(self) -> dict[str, Table]:
+    """The tables that there are, by split."""
+    tables = {"train": self.train, "validation": self.validation, "target": self.target}
+    return {split: table for split, table in tables.items() if table is not None}
 
 
 class _Options(NamedTuple):
@@ -42,6 +49,7 @@ class _Options(NamedTuple):
   text_field: str
   on_bad_record: OnBadRecord
   seed: int
+  target_fraction: float
 
 
 def pack_documents(
@@ -82,12 +90,15 @@ def prepare(
   on_bad_record: OnBadRecord = "error",
   quarantine: str | Path | None = None,
   seed: int = 0,
+  target_fraction: float = 0.0,
 ) -> dict[str, Domain[RowTable]]:
   """Tokenizes and packs every domain, or opens what an earlier call left in the cache.
 
   A domain without validation files holds out round(validation_fraction * D) of its D distinct
-  texts: those with the smallest hash of (seed, text). Equal documents fall on one side, and
-  the split does not depend on the order of the documents.
+  texts: those with the smallest hash of (seed, text). One without target files sets the next
+  round(target_fraction * D) apart as its target set, which policies may observe. Equal
+  documents fall on one side, and neither the order of the documents changes the split nor
+  target_fraction what is held out for validation.
 
   A cache folder is named by a hash of the names and contents of the domain's files, the
   tokenizer, the options and the format. It is built under another name and then renamed: an
@@ -104,43 +115,58 @@ def prepare(
     on_bad_record: "error" or "quarantine", as in `read_documents`; a text without a token is a
       bad record too.
     quarantine: with "quarantine", holds after the call all bad records of these domains.
-    seed: of the held-out split.
+    seed: of the held-out splits.
+    target_fraction: in [0, 1), below 1 - validation_fraction; 0 makes no target set. Not used
+      where target files are given.
 
   Returns:
     The domains by name, in the order given.
 
   Raises:
     ValueError: lists what is wrong with all domains: files, bad records, too few documents for
-      the split, no target tokens.
+      the splits, no target tokens.
   """
-  options = _Options(sequence_length, validation_fraction, text_field, on_bad_record, seed)
-  problems = cache.problems_of(
-    domains, sequence_length, validation_fraction, on_bad_record, quarantine
+  options = _Options(
+    sequence_length, validation_fraction, text_field, on_bad_record, seed, target_fraction
   )
+  fractions = cache.Fractions(validation_fraction, target_fraction)
+  problems = cache.problems_of(domains, sequence_length, fractions, on_bad_record, quarantine)
   if problems:
     raise ValueError("\n".join(problems))
 
   def build(folder: Path, files: DomainFiles) -> None:
     _build(folder, files, tokenizer, options)
 
-  parts = (rows.FORMAT_VERSION, tokenizer.fingerprint, options)
+  parts = (rows.FORMAT_VERSION, tokenizer.fingerprint, cache.parts_of(options))
   aside = quarantine if on_bad_record == "quarantine" else None
   folders = cache.prepare_all(domains, parts, build, cache_dir, aside)
-  return {name: _open(name, folder) for name, folder in folders.items()}
+  return {name: open_domain(name, folder, RowTable) for name, folder in folders.items()}
+
+
+def open_domain(name: str, folder: Path, table: Callable[[Path], Table]) -> Domain[Table]:
+  """Opens the splits that are there of a domain in the cache."""
+  meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+  held_out = {
+    split: table(folder / split) if (folder / split).is_dir() else None
+    for split in cache.HELD_OUT
+  }
+  return Domain(
+    name, table(folder / "train"), num_bad_records=meta["num_bad_records"], **held_out
+  )
 
 
 def _build(folder: Path, files: DomainFiles, tokenizer: Tokenizer, options: _Options) -> None:
-  held_out = _held_out(folder, files, options)
+  split_of = _split_of(folder, files, options)
   report = ReadReport()
   with ExitStack() as stack:
     packers = {
       name: stack.enter_context(Packer(folder / name, tokenizer, options.sequence_length))
-      for name in (("train", "validation") if files.validation or held_out else ("train",))
+      for name in cache.splits(files, options)
     }
-    for name, sources in zip(("train", "validation"), files, strict=True):
+    for name, sources in files._asdict().items():
       for document, encoded in _tokenized(sources, folder, tokenizer, options, report):
-        split = "validation" if held_out and held_out(document.text) else name
-        packers[split].add(document.where, encoded, len(document.text.encode("utf-8")))
+        split = split_of(document.text) if name == "train" else None
+        packers[split or name].add(document.where, encoded, len(document.text.encode("utf-8")))
     problems = []
     for name, packer in packers.items():
       try:
@@ -153,17 +179,19 @@ def _build(folder: Path, files: DomainFiles, tokenizer: Tokenizer, options: _Opt
   (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
-def _held_out(
+def _split_of(
   folder: Path, files: DomainFiles, options: _Options
-) -> Callable[[str], bool] | None:
-  if files.validation or not options.validation_fraction:
-    return None
+) -> Callable[[str], str | None]:
+  """Returns where a text of the training files is held out; `None` is training."""
+  fractions = cache.held_out(files, options)
+  if not any(fractions):
+    return lambda text: None
   first_pass = folder / "first_pass.jsonl"  # the second pass sets bad records aside for good
   documents = read_documents(files.train, options.text_field, options.on_bad_record, first_pass)
   texts = (document.text for document in documents)
-  chosen = cache.held_out(texts, options.validation_fraction, options.seed)
+  split_of = cache.split_by_hash(texts, fractions, options.seed)
   first_pass.unlink(missing_ok=True)
-  return chosen
+  return split_of
 
 
 def _tokenized(
@@ -204,14 +232,3 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
       batch, num_chars = [], 0
   if batch:
     yield batch
-
-
-def _open(name: str, folder: Path) -> Domain[RowTable]:
-  meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-  validation = folder / "validation"
-  return Domain(
-    name,
-    RowTable(folder / "train"),
-    RowTable(validation) if validation.is_dir() else None,
-    meta["num_bad_records"],
-  )

@@ -92,6 +92,7 @@ class CorpusConfig:
   )
   text_field: str = "text"  # of JSON, Parquet and TFDS records
   validation_fraction: float = 0.05  # of documents, in domains without validation files
+  target_fraction: float = 0.0  # the same for the target set, which policies may observe
   on_bad_record: str = "error"  # or "quarantine": write aside, count, go on
   cache_dir: str = ""  # of packed rows; empty: $JDC_CACHE, else ~/.cache/jdc
 

@@ -37,7 +37,7 @@ def prepare(
     data: a folder of domains, or "python" for the quickstart's text.
     config: how to read and split it.
     sequence_length: tokens predicted in a row.
-    seed: of the held-out split.
+    seed: of the held-out splits.
     workdir: receives the records that are set aside.
 
   Raises:
@@ -62,6 +62,7 @@ def prepare(
       on_bad_record=on_bad_record,
       quarantine=quarantine,
       seed=seed,
+      target_fraction=config.target_fraction,
     )
   return instruct.prepare(
     find_domains(folder),
@@ -74,6 +75,7 @@ def prepare(
     quarantine=quarantine,
     seed=seed,
     on_long=cast(Any, config.on_long),
+    target_fraction=config.target_fraction,
   )
 
 
@@ -133,10 +135,11 @@ def check(data: str, config: CorpusConfig) -> None:
     errors.append(
       f"corpus.template_date must be a date such as 2024-07-26, got {config.template_date!r}"
     )
-  if not 0 <= config.validation_fraction < 1:
-    errors.append(
-      f"corpus.validation_fraction must be in [0, 1), got {config.validation_fraction}"
-    )
+  errors += [
+    f"corpus.{name} must be in [0, 1), got {getattr(config, name)}"
+    for name in ("validation_fraction", "target_fraction")
+    if not 0 <= getattr(config, name) < 1
+  ]
   if errors:
     raise ValueError("; ".join(errors))
 

@@ -417,12 +417,12 @@ def test_only_the_usual_files_about_the_data_are_ignored(tmp_path):
   write(tmp_path / "web", *about)
   write(tmp_path / "web/train", *about)
   assert find_domains(tmp_path) == {
-    "LICENSES": ((tmp_path / "LICENSES.jsonl",), ()),
-    "README_data": ((tmp_path / "README_data.jsonl",), ()),
-    "licence": ((tmp_path / "licence.jsonl",), ()),
-    "notice": ((tmp_path / "notice/a.txt",), ()),
-    "readme_corpus": ((tmp_path / "readme_corpus.txt",), ()),
-    "web": ((tmp_path / "web/train/readme/a.txt",), ()),
+    "LICENSES": DomainFiles((tmp_path / "LICENSES.jsonl",)),
+    "README_data": DomainFiles((tmp_path / "README_data.jsonl",)),
+    "licence": DomainFiles((tmp_path / "licence.jsonl",)),
+    "notice": DomainFiles((tmp_path / "notice/a.txt",)),
+    "readme_corpus": DomainFiles((tmp_path / "readme_corpus.txt",)),
+    "web": DomainFiles((tmp_path / "web/train/readme/a.txt",)),
   }
   write(tmp_path, "README_first.md", "LICENSE-MIT")
   with pytest.raises(ValueError, match=r"LICENSE-MIT: unknown(.|\n)*README_first.md: unknown"):
@@ -444,7 +444,7 @@ def test_all_errors_of_a_folder_come_together(tmp_path):
     "domain 'lone' has validation files but none to train on",
     "val.jsonl: names no domain; accepted: NAME.val.jsonl",
     "x.test.jsonl: split 'test' unknown",
-    "mixed/b.txt: accepted beside train/ and val/",
+    "mixed/b.txt: accepted beside train/, val/ and target/",
     "odd/a.csv: unknown suffix",
     "nothing.jsonl: empty file",
     "nothing2.jsonl.gz: empty file",
