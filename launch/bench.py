@@ -27,7 +27,7 @@ from jdc.data.batch import inputs_and_targets
 from jdc.data.loader import Batch, Loader, Pool
 from jdc.data.pack import Domain
 from jdc.data.plan import PlanSpec
-from jdc.models.base import LanguageModel
+from jdc.models.base import MESH_AXES, LanguageModel
 from jdc.models.configs import DecoderConfig
 from jdc.models.cross_entropy import ChunkSize, token_cross_entropy, weighted_cross_entropy
 from jdc.models.decoder import decoder
@@ -268,8 +268,8 @@ def _print_flops(
     decisions, states = state_lib.init_policies(chosen, spec, 0)
     options = setup.step_options(config, decisions, chosen)
     train_step = make_train_step(model, optimizer, schedule, chosen, options)
-    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"),
-                         axis_types=(jax.sharding.AxisType.Auto,) * 3)  # fmt: skip
+    axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    mesh = jax.make_mesh((1,) * len(MESH_AXES), MESH_AXES, axis_types=axis_types)
     with jax.set_mesh(mesh):
       state = state_lib.abstract(state_lib.Start(model), optimizer, states, mesh)
       ints = jax.ShapeDtypeStruct((BATCH.value,), jnp.int32)

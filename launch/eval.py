@@ -66,7 +66,7 @@ PARAMETER_DTYPE = flags.DEFINE_enum(
 )
 MESH = {
   axis: flags.DEFINE_integer(f"mesh_{axis}", size, f"Devices along {axis}; -1: what is left.")
-  for axis, size in (("data", 1), ("fsdp", -1), ("tensor", 1))
+  for axis, size in (("data", 1), ("fsdp", -1), ("expert", 1), ("tensor", 1))
 }
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Start jax.distributed (several hosts).")
 

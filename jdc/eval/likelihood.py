@@ -55,7 +55,8 @@ def log_likelihoods(
     params: its parameters, on the mesh where there is one.
     requests: what to score.
     batch_size: rows in one call, over all devices.
-    mesh: splits the rows over its axes `data` and `fsdp`; every process makes the same call.
+    mesh: splits the rows over its axes `data`, `fsdp` and `expert`; every process makes the
+      same call.
     buckets: lengths to which rows are padded; `None` for the powers of two from 32 up.
     context_length: the most positions of a request; 0 for any number.
     greedy: also find whether the continuation is the greedy one; for continuations of several

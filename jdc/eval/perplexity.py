@@ -67,7 +67,7 @@ def evaluate(
     params: the model's parameters, on the mesh where there is one.
     tables: the rows of each domain.
     batch_size: rows in one call, over all devices; the last batch is filled with padding.
-    mesh: splits the rows over its axes `data` and `fsdp`.
+    mesh: splits the rows over its axes `data`, `fsdp` and `expert`.
     max_rows: the most rows of one domain; floor(i R / max_rows) for i < max_rows are taken,
       evenly spaced over its R rows. `None` takes all.
 
@@ -110,7 +110,8 @@ def _check(
     problems.append(f"max_rows must be at least 1 or None, got {max_rows}")
   num_shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
   if batch_size % num_shards:
-    problems.append(f"batch_size {batch_size} must be a multiple of data x fsdp = {num_shards}")
+    axes = " x ".join(BATCH_AXES)
+    problems.append(f"batch_size {batch_size} must be a multiple of {axes} = {num_shards}")
   if problems:
     raise ValueError("; ".join(problems))
 

@@ -7,10 +7,11 @@ import jax
 
 Params = Any  # a pytree of arrays; the decoder uses nested dicts with string keys
 
-# The axes of a mesh: replicas of the model, shards of the parameters (and of the batch), and
-# shards of the arithmetic inside a layer.
-MESH_AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")  # those over which the rows of a batch are split
+# The axes of a mesh: replicas of the model, shards of the parameters, shards of the experts,
+# and shards of the arithmetic in a layer. What communicates more comes later, as neighbouring
+# devices differ in the last axes.
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
+BATCH_AXES = ("data", "fsdp", "expert")  # those over which the rows of a batch are split
 
 
 class Cache(NamedTuple):

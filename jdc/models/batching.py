@@ -93,7 +93,8 @@ def batch_problems(
   """Yields what is wrong with a batch size and buckets; `longest` is the longest item's."""
   shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
   if batch_size < 1 or batch_size % shards:
-    yield f"batch_size must be a positive multiple of data x fsdp = {shards}, got {batch_size}"
+    axes = " x ".join(BATCH_AXES)
+    yield f"batch_size must be a positive multiple of {axes} = {shards}, got {batch_size}"
   if buckets is None:
     return
   if not buckets or min(buckets) < 1:

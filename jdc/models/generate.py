@@ -74,8 +74,8 @@ def generate(
       on the host, after every 32 tokens.
     seed: of the draws.
     batch_size: prompts in one call, over all devices; the last batch is padded.
-    mesh: splits the prompts over its axes `data` and `fsdp`. Every process makes the same call
-      and gets all completions.
+    mesh: splits the prompts over its axes `data`, `fsdp` and `expert`. Every process makes the
+      same call and gets all completions.
     buckets: lengths in tokens to which prompts are padded; `None` for the powers of two from
       32 up.
     context_length: the most positions of a prompt and its completion; 0 for any number.

@@ -2,7 +2,8 @@
 
 The residual width of every parameter is split over `fsdp`. Over `tensor` go, as in Megatron-LM
 (Shoeybi et al., 2019, arXiv:1909.08053), the outputs of the maps into heads and hidden units,
-the inputs of the maps back, and the vocabulary. Batches are split over `data` and `fsdp`.
+the inputs of the maps back, and the vocabulary. Over `expert` go, as in GShard (Lepikhin et
+al., 2020, arXiv:2006.16668), the experts of a mixture. Batches are split over all but `tensor`.
 """
 
 import math
@@ -14,7 +15,8 @@ import jax
 from jdc.models.base import MESH_AXES, Params
 from jdc.models.decoder_config import DecoderConfig
 
-# The spec of a kernel or a norm without leading axes (layers, experts), by its module's name.
+# The spec of a kernel or a norm without leading axes, which are the layers and, of a mixture,
+# the experts; by its module's name.
 _SPECS = {
   "embedding": jax.P("tensor", "fsdp"),
   "query": jax.P("fsdp", "tensor"),
@@ -43,7 +45,7 @@ def partition_specs(shapes: Params) -> Any:
     shapes: the decoder's parameters, or their shapes from `jax.eval_shape(init, key)`.
 
   Returns:
-    The same tree with `jax.P` as leaves, over the axes `fsdp` and `tensor`.
+    The same tree with `jax.P` as leaves, over the axes `fsdp`, `expert` and `tensor`.
 
   Raises:
     ValueError: if a parameter has no rule.
@@ -62,7 +64,8 @@ def _spec(path: tuple[Any, ...], leaf: Any) -> jax.P:
     axes = (axes[0], None)
   elif names[-1] == "lora_b":  # [rank, out]
     axes = (None, axes[1])
-  return jax.P(*[None] * (leaf.ndim - len(axes)), *axes)
+  leading = (None, "expert")[: leaf.ndim - len(axes)]
+  return jax.P(*leading, *axes)
 
 
 def check_partition(config: DecoderConfig, mesh_shape: Mapping[str, int]) -> None:
@@ -73,14 +76,14 @@ def check_partition(config: DecoderConfig, mesh_shape: Mapping[str, int]) -> Non
     mesh_shape: devices along each axis, as in `dict(mesh.shape)`.
 
   Raises:
-    ValueError: naming every axis that is absent and every field that is not a multiple of the
-      axis it is split over.
+    ValueError: naming every axis that is absent, every field that is not a multiple of the axis
+      it is split over, and `expert` where a dense model has nothing to split.
 
   Example:
     >>> config = DecoderConfig(
     ...   vocab_size=256, width=64, num_layers=2, num_heads=4, num_kv_heads=1, mlp_width=192
     ... )
-    >>> check_partition(config, {"data": 2, "fsdp": 2, "tensor": 2})
+    >>> check_partition(config, {"data": 2, "fsdp": 2, "expert": 1, "tensor": 2})
     Traceback (most recent call last):
     ValueError: the model does not divide over the mesh: num_kv_heads 1 is not a multiple of
     tensor 2
@@ -96,12 +99,16 @@ def check_partition(config: DecoderConfig, mesh_shape: Mapping[str, int]) -> Non
     "num_kv_heads": "tensor",
     "mlp_width": "tensor",
     "vocab_size": "tensor",
+    "num_experts": "expert",
   }
   problems = [
     f"{field} {getattr(config, field)} is not a multiple of {axis} {mesh_shape[axis]}"
     for field, axis in split.items()
     if getattr(config, field) % mesh_shape[axis]
   ]
+  if not config.num_experts and mesh_shape["expert"] > 1:
+    size = mesh_shape["expert"]
+    problems.append(f"num_experts 0, a dense model, has nothing to split over expert {size}")
   if problems:
     raise ValueError("the model does not divide over the mesh: " + "; ".join(problems))
 

@@ -42,6 +42,7 @@ class MeshConfig:
 
   data: int = -1
   fsdp: int = 1
+  expert: int = 1  # of a mixture of experts
   tensor: int = 1
 
 

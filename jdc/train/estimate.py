@@ -1,5 +1,6 @@
 """What a run will need, told without allocating any of it."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jdc.models.base import MESH_AXES
+from jdc.models.base import BATCH_AXES, MESH_AXES
 from jdc.models.decoder_config import DecoderConfig
 from jdc.train import model_parts, sharding, state
 from jdc.train.config import TrainConfig
@@ -46,7 +47,7 @@ def report(config: TrainConfig, *, compiles: bool = False) -> str:
     f"tokens a step: {config.batch_size * config.sequence_length:,}",
     f"FLOPs a step: {flops:.4g}, of matrix products, {flops / 1e12:.2f} TFLOP",
     "GiB a device, by number of devices:",
-    "  devices  mesh                     parameters  optimizer  gradient  layer inputs    all",
+    f"  devices  {'mesh':<35} parameters  optimizer  gradient  layer inputs    all",
     *(_memory_line(num_devices, config, start, optimizer) for num_devices in NUM_DEVICES),
   ]
   if compiles:
@@ -109,19 +110,19 @@ def _memory_line(num_devices: int, config: TrainConfig, start: Any, optimizer: A
   ]
   shown = ", ".join(f"{axis}={mesh.shape[axis]}" for axis in MESH_AXES)
   a, b, c, d, total = (f"{x / _GIB:.2f}" for x in (*parts, sum(parts)))
-  return f"  {num_devices:7}  {shown:<24} {a:>10} {b:>10} {c:>9} {d:>13} {total:>6}"
+  return f"  {num_devices:7}  {shown:<35} {a:>10} {b:>10} {c:>9} {d:>13} {total:>6}"
 
 
 def _layer_input_bytes(decoder: DecoderConfig, config: TrainConfig, mesh: Any) -> int:
   rows = config.batch_size // config.accumulation_steps
-  rows = -(-rows // (mesh.shape["data"] * mesh.shape["fsdp"]))  # one at least
+  rows = -(-rows // math.prod(mesh.shape[axis] for axis in BATCH_AXES))  # one at least
   size = np.dtype(jax.numpy.dtype(decoder.dtype)).itemsize
   return rows * config.sequence_length * decoder.width * decoder.num_layers * size
 
 
 def _abstract_mesh(num_devices: int, config: TrainConfig) -> Any:
   """The mesh of a config on so many devices; without a -1 in it, what is left goes to fsdp."""
-  sizes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
+  sizes = {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
   if num_devices == 1:
     sizes = dict.fromkeys(sizes, 1)
   elif -1 not in sizes.values() or sizes["fsdp"] == 1:
@@ -151,7 +152,7 @@ def _compiled(config: TrainConfig, start: Any, optimizer: Any) -> Iterator[str]:
   from jdc.policies import combine
   from jdc.train.step import StepOptions, make_train_step
 
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
   rows = sharding.batch_sharding(mesh)
   size = (config.batch_size, config.sequence_length + 1)
 

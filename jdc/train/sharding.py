@@ -6,39 +6,41 @@ from typing import Any
 import jax
 import optax
 
-AXES = ("data", "fsdp", "tensor")
+from jdc.models.base import BATCH_AXES, MESH_AXES
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
+def make_mesh(
+  *, data: int = -1, fsdp: int = 1, expert: int = 1, tensor: int = 1
+) -> jax.sharding.Mesh:
   """Returns a mesh over all devices; one of the sizes may be -1 and takes what is left.
 
   Raises:
     ValueError: if the sizes do not multiply to the number of devices.
   """
-  sizes, count = [data, fsdp, tensor], jax.device_count()
-  shown = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+  sizes, count = [data, fsdp, expert, tensor], jax.device_count()
+  shown = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
   if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
     raise ValueError(f"mesh sizes must be positive, with at most one -1, got {shown}")
   if -1 in sizes:
     sizes[sizes.index(-1)] = max(1, count // -math.prod(sizes))
   if math.prod(sizes) != count:
     raise ValueError(f"the mesh {shown} does not cover the {count} devices")
-  auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=auto)
+  auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+  return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=auto)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
   """Returns the sharding of arrays whose first axis is the batch."""
-  return jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
+  return jax.NamedSharding(mesh, jax.P(BATCH_AXES))
 
 
 def check_batch(mesh: jax.sharding.Mesh, **sizes: int) -> None:
   """Raises a ValueError that names every size that the batch axes do not divide."""
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
   wrong = [f"{name}={size}" for name, size in sizes.items() if size % shards]
   if wrong:
     raise ValueError(
-      f"{', '.join(wrong)} must be divisible by data * fsdp = {shards} of the mesh"
+      f"{', '.join(wrong)} must be divisible by {' * '.join(BATCH_AXES)} = {shards} of the mesh"
     )
 
 

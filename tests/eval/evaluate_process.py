@@ -36,8 +36,8 @@ def main(index, count, port):
       vocab_size=32, width=16, num_layers=1, num_heads=2, num_kv_heads=2, mlp_width=24
     )
   )
-  axis_types = (jax.sharding.AxisType.Auto,) * 3
-  mesh = jax.make_mesh((2, 2, 2), MESH_AXES, axis_types=axis_types)
+  axis_types = (jax.sharding.AxisType.Auto,) * 4
+  mesh = jax.make_mesh((2, 2, 1, 2), MESH_AXES, axis_types=axis_types)
   key = jax.random.key(0)
   specs = model.partition_specs(jax.eval_shape(model.init, key))
   shardings = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), specs)

@@ -78,7 +78,7 @@ def test_agrees_with_a_loop_over_tokens(cached):
 
 
 def test_without_greedy_on_eight_devices():
-  mesh = jax.make_mesh((2, 2, 2), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  mesh = jax.make_mesh((2, 2, 1, 2), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
   shardings = jax.tree.map(
     lambda spec: jax.NamedSharding(mesh, spec), MODEL.partition_specs(PARAMS)
   )

@@ -69,7 +69,7 @@ def reference_sums(params, table, ids):
 
 
 def make_mesh(*shape):
-  axis_types = (jax.sharding.AxisType.Auto,) * 3
+  axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
   return jax.make_mesh(shape, MESH_AXES, axis_types=axis_types)
 
 
@@ -158,7 +158,7 @@ def test_compiles_once_for_all_domains_and_calls():
   assert traces == [(3, 11)]
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), (4, 2, 1)])
+@pytest.mark.parametrize("shape", [(2, 2, 1, 2), (4, 1, 2, 1)])
 def test_sharded_equals_unsharded(shape):
   params = MODEL.init(KEY)
   expected = evaluate(MODEL.token_losses, params, TABLES, batch_size=3)
@@ -176,7 +176,7 @@ def test_rows_are_split_over_the_mesh():
     jax.debug.inspect_array_sharding(tokens, callback=shardings.append)
     return jnp.zeros(tokens.shape)
 
-  mesh = make_mesh(2, 2, 2)
+  mesh = make_mesh(2, 2, 1, 2)
   params = jax.device_put({}, jax.NamedSharding(mesh, jax.P()))
   evaluate(token_losses, params, TABLES, batch_size=8, mesh=mesh)
   expected = jax.NamedSharding(mesh, jax.P(BATCH_AXES))
@@ -244,8 +244,10 @@ def test_names_all_bad_arguments():
     evaluate(MODEL.token_losses, {}, tables, batch_size=0, max_rows=0)
   with pytest.raises(ValueError, match="at least one domain"):
     evaluate(MODEL.token_losses, {}, {}, batch_size=1)
-  with pytest.raises(ValueError, match="batch_size 6 must be a multiple of data x fsdp = 4"):
-    evaluate(MODEL.token_losses, {}, TABLES, batch_size=6, mesh=make_mesh(2, 2, 2))
+  with pytest.raises(
+    ValueError, match="batch_size 6 must be a multiple of data x fsdp x expert = 4"
+  ):
+    evaluate(MODEL.token_losses, {}, TABLES, batch_size=6, mesh=make_mesh(2, 2, 1, 2))
 
 
 def test_a_domain_without_targets_is_an_error():

@@ -30,7 +30,7 @@ MISTAKES = {
     [
       "ValueError: the tokenizer has 258 tokens, the model's vocab_size is 100",
       "plan.proportions needs one number for each of fruit, metal, noise, got (0.5, 0.5)",
-      "batch_size / accumulation_steps=9 must be divisible by data * fsdp = 2",
+      "batch_size / accumulation_steps=9 must be divisible by data * fsdp * expert = 2",
     ],
   ),
   "no such folder": (

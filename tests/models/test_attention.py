@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jdc.models import attention
+from jdc.models.base import MESH_AXES
 from jdc.models.decoder import DecoderConfig, decoder
 
 CONFIG = DecoderConfig(
@@ -156,14 +157,15 @@ def test_splash_agrees_with_the_mask(num_kv_heads, local):
 
 
 @pytest.mark.parametrize(
-  ("shape", "batch_size"), [((2, 2, 2), 4), ((2, 4, 1), 8), ((2, 2, 2), 3), ((1, 2, 4), 2)]
+  ("shape", "batch_size"),
+  [((2, 2, 1, 2), 4), ((2, 2, 2, 1), 8), ((2, 2, 1, 2), 3), ((1, 2, 1, 4), 2)],
 )
 def test_splash_is_split_over_rows_and_heads(shape, batch_size):
   # 3 rows do not divide over 4 devices, nor 2 key heads over 4.
   rows, qkv = packed(batch_size, 128), heads(batch_size, 128)
   expected = value_and_gradients(CONFIG, rows, False, qkv)
-  axis_types = (jax.sharding.AxisType.Auto,) * 3
-  with jax.set_mesh(jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=axis_types)):
+  axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+  with jax.set_mesh(jax.make_mesh(shape, MESH_AXES, axis_types=axis_types)):
     computed = value_and_gradients(replace(attention="splash"), rows, False, qkv)
   for ours, theirs in zip(computed, expected, strict=True):
     np.testing.assert_allclose(ours, theirs, atol=2e-5)

@@ -275,7 +275,12 @@ def on_mesh(mesh, hidden, output, targets, weights):
 
 @FORMS
 @pytest.mark.parametrize(
-  ("shape", "dtype"), [((2, 2, 2), "float32"), ((1, 8, 1), "float32"), ((2, 1, 4), "bfloat16")]
+  ("shape", "dtype"),
+  [
+    ((2, 2, 1, 2), "float32"),
+    ((1, 4, 2, 1), "float32"),
+    ((2, 1, 1, 4), "bfloat16"),
+  ],
 )
 def test_sharded_equals_a_single_device(form, shape, dtype):
   hidden, output, targets = inputs(batch_size=8, width=16, vocab_size=64, scale=1.0)
@@ -296,7 +301,7 @@ def test_sharded_equals_a_single_device(form, shape, dtype):
 @FORMS
 def test_devices_compute_their_own_positions_and_communicate_once(form):
   arguments = inputs(batch_size=8, num_positions=32, width=16, vocab_size=64)
-  mesh = make_mesh(4, 2, 1)
+  mesh = make_mesh(4, 2, 1, 1)
   with jax.set_mesh(mesh):
     arguments = on_mesh(mesh, *arguments, signed_weights(arguments[2]))
     grad = jax.jit(jax.grad(form, argnums=(0, 1)), static_argnums=4)
@@ -315,7 +320,7 @@ def test_rows_that_do_not_divide_over_the_mesh(form):
   hidden, output, targets = inputs(batch_size=3, width=16, vocab_size=64)
   weights = signed_weights(targets)
   expected = gradients(form, hidden, output, targets, weights, 5)
-  with jax.set_mesh(make_mesh(2, 2, 2)):
+  with jax.set_mesh(make_mesh(2, 2, 1, 2)):
     actual = gradients(form, hidden, output, targets, weights, 5)
   for e, a in zip(expected, actual, strict=True):
     np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5 * np.abs(e).max())

@@ -102,7 +102,7 @@ def test_the_host_is_asked_again_later():
 
 @pytest.mark.parametrize("options", [{}, DRAWN | {"top_k": 9, "top_p": 0.9}])
 def test_batches_buckets_and_devices_do_not_matter(options):
-  mesh = jax.make_mesh((2, 2, 2), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  mesh = jax.make_mesh((2, 2, 1, 2), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
   expected = generate(MODEL, PARAMS, PROMPTS, max_new_tokens=8, batch_size=9, **options)
   specs = MODEL.partition_specs(PARAMS)
   on_mesh = jax.device_put(
@@ -242,6 +242,6 @@ def test_lists_every_problem_before_anything_is_compiled():
 
 
 def test_a_batch_that_does_not_divide_over_the_mesh_is_an_error():
-  mesh = jax.make_mesh((8, 1, 1), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
-  with pytest.raises(ValueError, match="multiple of data x fsdp = 8, got 4"):
+  mesh = jax.make_mesh((8, 1, 1, 1), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
+  with pytest.raises(ValueError, match="multiple of data x fsdp x expert = 8, got 4"):
     generate(MODEL, PARAMS, [[1]], max_new_tokens=1, batch_size=4, mesh=mesh)

@@ -354,7 +354,7 @@ def products(compiled):
 
 
 def on_mesh(model, params):
-  mesh = jax.make_mesh((1, 4, 2), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  mesh = jax.make_mesh((1, 4, 1, 2), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
   specs = model.partition_specs(params)
   shardings = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), specs)
   split_rows = jax.device_put(rows(), jax.NamedSharding(mesh, jax.P(BATCH_AXES)))

@@ -43,7 +43,7 @@ def on_one_device(inputs):
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
 def test_a_device_computes_its_own_tokens_only(inputs, on_one_device, sizes):
-  mesh = sharding.make_mesh(*sizes)
+  mesh = sharding.make_mesh(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
   params, tokens = inputs
   shardings = jax.tree.map(
     lambda spec: jax.NamedSharding(mesh, spec), MODEL.partition_specs(params)

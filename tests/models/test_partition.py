@@ -53,7 +53,8 @@ def losses_and_gradients(model):
 
 
 @pytest.mark.parametrize(
-  ("shape", "tie_embeddings"), [((2, 2, 2), False), ((2, 2, 2), True), ((1, 8, 1), False)]
+  ("shape", "tie_embeddings"),
+  [((2, 2, 1, 2), False), ((2, 2, 1, 2), True), ((1, 8, 1, 1), False)],
 )
 def test_sharded_equals_unsharded(shape, tie_embeddings):
   config = dataclasses.replace(CONFIG, tie_embeddings=tie_embeddings, remat="layer")
@@ -76,7 +77,7 @@ def test_sharded_equals_unsharded(shape, tie_embeddings):
 @pytest.mark.parametrize("tie_embeddings", [False, True])
 def test_no_parameter_is_replicated_over_fsdp(tie_embeddings):
   model = decoder(dataclasses.replace(CONFIG, tie_embeddings=tie_embeddings))
-  mesh = make_mesh(2, 2, 2)
+  mesh = make_mesh(2, 2, 1, 2)
   params = jax.jit(model.init, out_shardings=shardings(model, mesh))(KEY)
   for path, array in jax.tree.leaves_with_path(params):
     names = [name for entry in array.sharding.spec for name in _names(entry)]
@@ -93,7 +94,7 @@ def _names(entry):
 
 def test_initial_parameters_do_not_depend_on_the_mesh():
   model = decoder(CONFIG)
-  mesh = make_mesh(2, 2, 2)
+  mesh = make_mesh(2, 2, 1, 2)
   sharded = jax.jit(model.init, out_shardings=shardings(model, mesh))(KEY)
   for expected, actual in zip(*map(jax.tree.leaves, (model.init(KEY), sharded)), strict=True):
     np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-7)
@@ -101,7 +102,7 @@ def test_initial_parameters_do_not_depend_on_the_mesh():
 
 def test_activations_are_split_over_the_batch_axes():
   model = decoder(CONFIG)
-  mesh = make_mesh(2, 2, 2)
+  mesh = make_mesh(2, 2, 1, 2)
   rows = batch()
   with jax.set_mesh(mesh):
     params = jax.jit(model.init, out_shardings=shardings(model, mesh))(KEY)
@@ -122,7 +123,7 @@ def test_per_example_gradients_run_on_a_mesh():
 
   per_example = jax.vmap(jax.grad(loss), (None, 0, 0, 0, 0))
   expected = jax.jit(per_example)(model.init(KEY), *rows[:4])
-  mesh = make_mesh(2, 2, 2)
+  mesh = make_mesh(2, 2, 1, 2)
   with jax.set_mesh(mesh):
     params = jax.jit(model.init, out_shardings=shardings(model, mesh))(KEY)
     split = jax.device_put(rows[:4], jax.NamedSharding(mesh, jax.P(BATCH_AXES)))
@@ -134,7 +135,7 @@ def test_per_example_gradients_run_on_a_mesh():
 def test_constrain_is_a_hint():
   x = jnp.ones((3, 4))
   assert constrain(x, BATCH_AXES, "tensor") is x  # no mesh
-  with jax.set_mesh(make_mesh(2, 2, 2)):
+  with jax.set_mesh(make_mesh(2, 2, 1, 2)):
     assert constrain(x, BATCH_AXES, "tensor") is x  # 3 rows over 4 devices
     assert jax.jit(lambda x: constrain(x, None, "tensor"))(x).sharding.spec == jax.P(
       None, "tensor"
@@ -147,12 +148,12 @@ def test_constrain_is_a_hint():
 
 def test_check_partition_accepts_what_divides():
   model = decoder(CONFIG)
-  model.check_partition({"data": 3, "fsdp": 32, "tensor": 2})
+  model.check_partition({"data": 3, "fsdp": 32, "expert": 1, "tensor": 2})
 
 
 def test_check_partition_names_all_offenders():
   with pytest.raises(ValueError) as error:
-    check_partition(CONFIG, {"data": 1, "fsdp": 5, "tensor": 32})
+    check_partition(CONFIG, {"data": 1, "fsdp": 5, "expert": 1, "tensor": 32})
   message = str(error.value)
   assert "width 32 is not a multiple of fsdp 5" in message
   for field in ("num_heads 4", "num_kv_heads 2", "mlp_width 48"):
@@ -160,8 +161,21 @@ def test_check_partition_names_all_offenders():
   assert "vocab_size" not in message
 
 
+def test_check_partition_of_experts():
+  shape = {"data": 1, "fsdp": 1, "expert": 4, "tensor": 1}
+  for num_experts, message in (
+    (6, "num_experts 6 is not a multiple of expert 4"),
+    (0, "num_experts 0, a dense model, has nothing to split over expert 4"),
+  ):
+    chosen = min(num_experts, 2)
+    config = dataclasses.replace(CONFIG, num_experts=num_experts, experts_per_token=chosen)
+    with pytest.raises(ValueError, match=message):
+      check_partition(config, shape)
+  check_partition(dataclasses.replace(CONFIG, num_experts=8, experts_per_token=1), shape)
+
+
 def test_check_partition_names_absent_axes():
-  with pytest.raises(ValueError, match=r"absent: fsdp, tensor"):
+  with pytest.raises(ValueError, match=r"absent: fsdp, expert, tensor"):
     check_partition(CONFIG, {"data": 8})
 
 

@@ -97,7 +97,7 @@ def test_memory_is_that_of_the_arrays_of_a_run():
   config = c.TrainConfig(model=model, mesh=c.MeshConfig(data=1, fsdp=4, tensor=2))
   _, start = model_parts.build(config)
   optimizer, _ = make_optimizer(config.optimizer, config.num_steps)
-  mesh = sharding.make_mesh(1, 4, 2)
+  mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
   with jax.set_mesh(mesh):
     made = state.init(start, optimizer, {}, mesh, 0)
   shapes = state.abstract(start, optimizer, {}, estimate._abstract_mesh(8, config))

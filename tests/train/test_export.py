@@ -38,7 +38,7 @@ def exported(checkpoint, output, *arguments, devices=1):
 
 
 def logits_of_run(workdir, step=None):
-  mesh = sharding.make_mesh(1, 4, 2)
+  mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
   opened = pretrained.open_model(workdir, mesh, step)
   positions = np.broadcast_to(np.arange(12, dtype=np.int32), (2, 12))
   with jax.set_mesh(mesh):

@@ -94,7 +94,7 @@ def test_no_frozen_parameter_is_stored_nor_has_optimizer_state(adapted, full):
 def test_frozen_parameters_are_split_over_the_devices(adapted):
   frozen = flatten(adapted[1].state.frozen)
   gate = frozen["layers/mlp/gate/kernel"]
-  assert gate.sharding.mesh.shape == {"data": 2, "fsdp": 2, "tensor": 2}
+  assert gate.sharding.mesh.shape == {"data": 2, "fsdp": 2, "expert": 1, "tensor": 2}
   assert gate.sharding.shard_shape(gate.shape) == (2, 16, 32)
 
 

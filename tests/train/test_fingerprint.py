@@ -17,7 +17,7 @@ def params(x):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_does_not_depend_on_the_devices(dtype):
-  mesh = jax.make_mesh((2, 2, 2), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  mesh = jax.make_mesh((2, 2, 1, 2), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
   x = jnp.asarray(X * 100).astype(dtype)
   split = jax.device_put(x, jax.NamedSharding(mesh, jax.P("fsdp", ("data", "tensor"))))
   assert fingerprint({"x": split}) == fingerprint({"x": x})

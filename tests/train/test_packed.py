@@ -224,7 +224,7 @@ def run_step(
     accumulation_steps=accumulation_steps,
     weighted_slots=frozenset({"weighting"} & slots.keys()),
   )
-  mesh = sharding.make_mesh(*axes)
+  mesh = sharding.make_mesh(**dict(zip(("data", "fsdp", "tensor"), axes, strict=True)))
   with jax.set_mesh(mesh):
     spec = SPEC._replace(batch_size=batch.example_id.size)
     _, states = state_lib.init_policies(chosen, spec, 0)

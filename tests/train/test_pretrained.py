@@ -20,7 +20,7 @@ TOKENS = np.random.default_rng(0).integers(0, 320, (2, 12)).astype(np.int32)
 
 @pytest.fixture(scope="module")
 def mesh():
-  return sharding.make_mesh(1, 4, 2)
+  return sharding.make_mesh(data=1, fsdp=4, tensor=2)
 
 
 def flatten(params):

@@ -86,15 +86,15 @@ REFUSED = {
   ),
   "batch against mesh": (
     None, {"batch_size": 12, "evaluation": EvaluationConfig(batch_size=3)},
-    ["batch_size / accumulation_steps=12, evaluation.batch_size=3", "data * fsdp = 8"],
+    ["batch_size / accumulation_steps=12, evaluation.batch_size=3", "data * fsdp * expert = 8"],
   ),
   "microbatch against mesh": (
     None, {"accumulation_steps": 2},
-    ["batch_size / accumulation_steps=4 must be divisible by data * fsdp = 8"],
+    ["batch_size / accumulation_steps=4 must be divisible by data * fsdp * expert = 8"],
   ),
   "mesh too small": (
     None, {"mesh": MeshConfig(data=3)},
-    ["the mesh data=3, fsdp=1, tensor=1 does not cover the 8 devices"],
+    ["the mesh data=3, fsdp=1, expert=1, tensor=1 does not cover the 8 devices"],
   ),
   "mesh with two rests": (
     None, {"mesh": MeshConfig(fsdp=-1)}, ["with at most one -1, got data=-1, fsdp=-1"],

@@ -1,6 +1,7 @@
 """Sharded over data, fsdp and tensor axes, a run is the single-device run."""
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -9,18 +10,20 @@ import pytest
 
 from jdc import policies
 from jdc.data.loader import Loader, Pool
+from jdc.models.base import MESH_AXES
 from jdc.models.decoder import decoder
 from jdc.policies import mixture, weighting
 from jdc.train import setup, sharding
 from jdc.train import state as state_lib
 from jdc.train.step import make_train_step
 
-AUTO = (jax.sharding.AxisType.Auto,) * 3
+AUTO = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
 
 
 def mesh_of(data, fsdp, tensor):
-  devices = jax.devices()[: data * fsdp * tensor]
-  return jax.make_mesh((data, fsdp, tensor), sharding.AXES, axis_types=AUTO, devices=devices)
+  sizes = (data, fsdp, 1, tensor)
+  devices = jax.devices()[: math.prod(sizes)]
+  return jax.make_mesh(sizes, MESH_AXES, axis_types=AUTO, devices=devices)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +87,7 @@ def test_no_parameter_or_moment_is_replicated_over_fsdp(trained, num_steps):
 @pytest.mark.parametrize(
   ("sizes", "message"),
   [
-    ({"data": 3}, "data=3, fsdp=1, tensor=1 does not cover the 8 devices"),
+    ({"data": 3}, "data=3, fsdp=1, expert=1, tensor=1 does not cover the 8 devices"),
     ({"data": -1, "fsdp": -1}, "at most one -1"),
     ({"data": 0}, "must be positive"),
     ({"data": -1, "fsdp": 16}, "does not cover"),
@@ -96,7 +99,8 @@ def test_mesh_sizes_are_checked(sizes, message):
 
 
 def test_one_size_takes_the_devices_that_are_left():
-  assert dict(sharding.make_mesh(fsdp=2, tensor=2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+  shape = dict(sharding.make_mesh(fsdp=2, expert=2).shape)
+  assert shape == {"data": 2, "fsdp": 2, "expert": 2, "tensor": 1}
 
 
 def test_batch_sizes_are_checked_together():

@@ -27,8 +27,8 @@ CONFIG = DecoderConfig(
 def main(index, count, port, folder):
   if count > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
-  axis_types = (jax.sharding.AxisType.Auto,) * 3
-  mesh = jax.make_mesh((1, 4, 2), MESH_AXES, axis_types=axis_types)
+  axis_types = (jax.sharding.AxisType.Auto,) * 4
+  mesh = jax.make_mesh((1, 4, 1, 2), MESH_AXES, axis_types=axis_types)
   model, key = decoder(CONFIG), jax.random.key(0)
   shapes = jax.eval_shape(model.init, key)
   specs = model.partition_specs(shapes)

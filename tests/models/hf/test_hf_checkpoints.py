@@ -120,7 +120,7 @@ def test_import_of_an_export_is_bitwise_the_same(family, tmp_path):
 def test_sharded_equals_single_device_and_reads_each_byte_once(family, tmp_path, monkeypatch):
   config = CONFIGS[family]
   params = random_params(config)
-  mesh = make_mesh(1, 4, 2)
+  mesh = make_mesh(1, 4, 1, 2)
   on_mesh = target(config, mesh)
   sharded = jax.tree.map(lambda x, t: jax.device_put(x, t.sharding), params, on_mesh)
   hf.save(tmp_path / "a", config, sharded)
@@ -153,7 +153,7 @@ def test_sharded_equals_single_device_and_reads_each_byte_once(family, tmp_path,
 
 def test_reads_what_one_process_needs(folder):
   """A process with half of the devices reads half of the bytes."""
-  mesh = make_mesh(1, 4, 2)
+  mesh = make_mesh(1, 4, 1, 2)
   shape, half = (3, 32, 64), set(jax.devices()[:4])
   sharding = jax.NamedSharding(mesh, jax.P(None, "fsdp", "tensor"))
   indices = sharding.addressable_devices_indices_map(shape)
@@ -170,7 +170,7 @@ def test_replicas_are_read_once(folder, monkeypatch):
   monkeypatch.setattr(
     read, "open_folder", lambda f: opened.append(open_folder(f)) or opened[-1]
   )
-  params = hf.load(folder, QWEN2, target(QWEN2, make_mesh(8, 1, 1)))
+  params = hf.load(folder, QWEN2, target(QWEN2, make_mesh(8, 1, 1, 1)))
   assert opened[0].bytes_read == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   assert_same(params, random_params(QWEN2))
 
@@ -333,7 +333,8 @@ def test_reads_fused_experts_on_a_mesh(family, tmp_path):
 
   rewrite(tmp_path / "a", fuse)
   assert_same(
-    hf.load(tmp_path / "a", config, target(config, make_mesh(1, 4, 2))), random_params(config)
+    hf.load(tmp_path / "a", config, target(config, make_mesh(1, 4, 1, 2))),
+    random_params(config),
   )
 
 

@@ -131,7 +131,7 @@ def test_an_adapter_of_the_text_part_of_a_multimodal_model(prefix, folder):
 
 def test_sharded_both_ways(tmp_path):
   model = decoder(CONFIG, lora=LORA)
-  mesh = jax.make_mesh((1, 4, 2), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  mesh = jax.make_mesh((1, 4, 1, 2), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
   specs = model.partition_specs(shapes())
   target = jax.tree.map(
     lambda x, spec: jax.ShapeDtypeStruct(
