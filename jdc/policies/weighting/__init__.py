@@ -1,5 +1,23 @@
 """Policies that decide how much each example counts in the loss."""
 
+from jdc.policies.weighting.adapt import adapt
+from jdc.policies.weighting.focal import focal
+from jdc.policies.weighting.joint_update_aware import joint_update_aware
+from jdc.policies.weighting.learning_to_reweight import learning_to_reweight
 from jdc.policies.weighting.loss_reweighting import loss_reweighting
+from jdc.policies.weighting.ohem import ohem
+from jdc.policies.weighting.rho1 import rho1
+from jdc.policies.weighting.selective_backprop import selective_backprop
+from jdc.policies.weighting.self_paced import self_paced
 
-__all__ = ["loss_reweighting"]
+__all__ = [
+  "adapt",
+  "focal",
+  "joint_update_aware",
+  "learning_to_reweight",
+  "loss_reweighting",
+  "ohem",
+  "rho1",
+  "selective_backprop",
+  "self_paced",
+]
