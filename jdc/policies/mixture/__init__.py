@@ -1,7 +1,23 @@
 """Policies that decide the proportions of the domains."""
 
 from jdc.policies.mixture.by_size import by_size
+from jdc.policies.mixture.doremi import doremi
+from jdc.policies.mixture.dynamic_moe import dynamic_moe
+from jdc.policies.mixture.group_dro import group_dro
+from jdc.policies.mixture.loss_proportional import loss_proportional
 from jdc.policies.mixture.odm import odm
+from jdc.policies.mixture.random import random
+from jdc.policies.mixture.schedule import schedule
 from jdc.policies.mixture.static import static
 
-__all__ = ["by_size", "odm", "static"]
+__all__ = [
+  "by_size",
+  "doremi",
+  "dynamic_moe",
+  "group_dro",
+  "loss_proportional",
+  "odm",
+  "random",
+  "schedule",
+  "static",
+]

@@ -36,11 +36,13 @@ def static(proportions: Sequence[float] | Mapping[str, float] | None = None) -> 
     [0.25, 0.75]
   """
   if proportions is not None:
-    _check(proportions)
+    checks.raise_all(proportion_problems(proportions))
 
   def init(spec: RunSpec, key: jax.Array) -> tuple[Decision, StaticState]:
     del key  # deterministic
-    return constant(_in_order(proportions, spec))
+    given = spec.proportions if proportions is None else proportions
+    checks.raise_all(fit_problems(given, spec))
+    return constant(in_order(given, spec))
 
   def update(stats: ExampleStats, state: StaticState) -> tuple[Decision, StaticState]:
     del stats
@@ -57,35 +59,39 @@ def constant(proportions_K: np.ndarray) -> tuple[Decision, StaticState]:
   return Decision(logits=logits_K), StaticState(logits_K)
 
 
-def _check(proportions: Sequence[float] | Mapping[str, float]) -> None:
+def proportion_problems(proportions: Sequence[float] | Mapping[str, float]) -> list[str]:
+  """What is wrong with proportions in any run."""
   named = proportions if isinstance(proportions, Mapping) else dict(enumerate(proportions))
   bad = {name: p for name, p in named.items() if not (checks.is_finite(p) and p >= 0)}
-  checks.require(
-    (not bad, f"proportions must be finite and at least 0, got {bad}"),
-    (bool(bad) or sum(named.values()) > 0, f"proportions must have a positive sum: {named}"),
-  )
+  if bad:
+    return [f"proportions must be finite and at least 0, got {bad}"]
+  if not sum(named.values()) > 0:
+    return [f"proportions must have a positive sum: {named}"]
+  return []
 
 
-def _in_order(
-  proportions: Sequence[float] | Mapping[str, float] | None, spec: RunSpec
-) -> np.ndarray:
-  """Returns the proportions in the run's order of domains."""
-  if proportions is None:
-    proportions = spec.proportions
+def fit_problems(
+  proportions: Sequence[float] | Mapping[str, float], spec: RunSpec
+) -> list[str]:
+  """Why proportions are not those of the run's domains."""
+  if not isinstance(proportions, Mapping):
+    count = len(proportions)
+    if count == spec.num_domains:
+      return []
+    return [f"proportions must be one for each of {spec.domain_names}, got {count} of them"]
+  known, given = set(spec.domain_names), set(proportions)
+  problems = []
+  if not given <= known:
+    problems.append(f"unknown domains {_names(given - known)}; known: {spec.domain_names}")
+  if not known <= given:
+    problems.append(f"proportions are missing for domains {_names(known - given)}")
+  return problems
+
+
+def in_order(proportions: Sequence[float] | Mapping[str, float], spec: RunSpec) -> np.ndarray:
+  """Returns proportions that fit the run, in its order of domains."""
   if isinstance(proportions, Mapping):
-    known, given = set(spec.domain_names), set(proportions)
-    checks.require(
-      (given <= known, f"unknown domains {_names(given - known)}; known: {spec.domain_names}"),
-      (known <= given, f"proportions are missing for domains {_names(known - given)}"),
-    )
     proportions = [proportions[name] for name in spec.domain_names]
-  count = len(proportions)
-  checks.require(
-    (
-      count == spec.num_domains,
-      f"proportions must be one for each of {spec.domain_names}, got {count} of them",
-    )
-  )
   return np.asarray(proportions, np.float64)
 
 
