@@ -2,6 +2,7 @@
 
 from jdc.policies.weighting.adapt import adapt
 from jdc.policies.weighting.focal import focal
+from jdc.policies.weighting.group_dro import group_dro
 from jdc.policies.weighting.joint_update_aware import joint_update_aware
 from jdc.policies.weighting.learning_to_reweight import learning_to_reweight
 from jdc.policies.weighting.loss_reweighting import loss_reweighting
@@ -13,6 +14,7 @@ from jdc.policies.weighting.self_paced import self_paced
 __all__ = [
   "adapt",
   "focal",
+  "group_dro",
   "joint_update_aware",
   "learning_to_reweight",
   "loss_reweighting",
