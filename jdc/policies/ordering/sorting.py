@@ -1,16 +1,13 @@
 """Sorting: the rows of a round by rising or falling score."""
 
 import jax
-import jax.numpy as jnp
 
 from jdc.policies import checks
 from jdc.policies.base import Ordering
-from jdc.policies.combine import ordering_score_problems
+from jdc.policies.ordering import ranking
 
 
-def sorting(
-  descending: bool = False, observes: frozenset[str] = frozenset({"loss"})
-) -> Ordering:
+def sorting(descending: bool = False, observes: frozenset[str] = ranking.LOSS) -> Ordering:
   """Orders rows by their score; equal scores keep their order.
 
   Args:
@@ -26,24 +23,19 @@ def sorting(
       `descending` is not a bool.
 
   References:
-    A common curriculum; the simplest of those compared in "Demystifying Data Organization for
-    Enhanced LLM Training".
+    A common curriculum; the simplest of those compared in Dai et al., "Demystifying Data
+    Organization for Enhanced LLM Training", 2026, arXiv 2605.30334.
 
   Example:
     >>> order = sorting(descending=True).order
-    >>> order(jnp.array([1.0, jnp.inf, 3.0, jnp.nan, 1.0]), jax.random.key(0)).tolist()
+    >>> score = jax.numpy.array([1.0, jax.numpy.inf, 3.0, jax.numpy.nan, 1.0])
+    >>> order(score, jax.random.key(0)).tolist()
     [2, 0, 4, 3, 1]
   """
-  problems = ordering_score_problems("observes", observes)
-  if not isinstance(descending, bool):
-    problems.append(f"descending must be True or False, got {descending!r}")
-  checks.raise_all(problems)
+  checks.raise_all(ranking.problems_of(observes, descending=descending))
 
   def order(score: jax.Array, key: jax.Array) -> jax.Array:
     del key  # deterministic
-    score = score.astype(jnp.float32)
-    last = jnp.where(jnp.isnan(score), 1, jnp.where(score == jnp.inf, 2, 0))
-    value = jnp.where(last > 0, 0.0, -score if descending else score)
-    return jnp.lexsort((value, last)).astype(jnp.int32)
+    return ranking.ranked(score, descending)[0]
 
   return Ordering(observes, order)
