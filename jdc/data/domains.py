@@ -1,4 +1,4 @@
-"""Folders of domains: which files are whose, and which are set apart from training."""
+"""Folders of domains and of tasks: which files are whose, and which are not trained on."""
 
 import json
 import re
@@ -67,6 +67,42 @@ def find_domains(folder: str | Path) -> dict[str, DomainFiles]:
     name: DomainFiles(**{split: tuple(paths) for split, paths in found[name].items()})
     for name in sorted(found)
   }
+
+
+def find_tasks(folder: str | Path) -> dict[str, DomainFiles]:
+  """Finds the tasks of a folder of target sets, one a file, sorted by name.
+
+  Of `gsm8k.dev.jsonl.gz` the name is `gsm8k`: that of a split is no part of it. Ignored are the
+  entries that `find_domains` ignores.
+
+  Returns:
+    All records of a task as files to train on, which no split is taken from.
+
+  Raises:
+    ValueError: lists everything that is wrong: a missing or empty folder, two files of one
+      task, a suffix that is not accepted, a folder, an empty file.
+  """
+  folder = Path(folder)
+  if not folder.is_dir():
+    raise ValueError(f"{folder}: no such folder of target sets")
+  problems: list[str] = []
+  found: dict[str, Path] = {}
+  for entry in _entries(folder):
+    name = formats.parse_name(entry.name)
+    if entry.is_dir() or name is None:
+      problems.append(f"{entry}: a task is a file; accepted: {formats.ACCEPTED}")
+      continue
+    task, _, tag = name.stem.rpartition(".")
+    task = task if task and tag in {*_SPLITS, *_OTHER_SPLITS} else name.stem
+    if found.setdefault(task, entry) != entry:
+      problems.append(f"{entry}: task {task!r} already has the file {found[task]}")
+    elif _is_empty(entry):
+      problems.append(f"{entry}: empty file")
+  if not found and not problems:
+    problems.append(f"{folder}: holds no task; accepted: {formats.ACCEPTED}")
+  if problems:
+    raise ValueError("\n".join(problems))
+  return {task: DomainFiles((found[task],)) for task in sorted(found)}
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -4,12 +4,13 @@ import dataclasses
 import datetime
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from jdc.data import chat as chat_lib
 from jdc.data import chat_template, instruct, pack, quickstart, tokenize
-from jdc.data.domains import find_domains
+from jdc.data.domains import DomainFiles, find_domains, find_tasks
 from jdc.train.config import CorpusConfig
 
 TEMPLATES = ("plain", "alpaca", "tokenizer")
@@ -50,10 +51,44 @@ def prepare(
     folder = cache_dir(config) / "python_text" / quickstart.installation()
     quickstart.write_corpus(folder)
   quarantine = Path(workdir) / "quarantine.jsonl"
+  return _tokenized(find_domains(folder), config, sequence_length, seed, quarantine)
+
+
+def prepare_targets(
+  folder: str, config: CorpusConfig, sequence_length: int, workdir: str
+) -> dict[str, Any]:
+  """Returns the rows or records of a target set by task, tokenized now or in an earlier run.
+
+  They are written as the run's data are; all of them belong to the target set.
+
+  Args:
+    folder: a file a task, such as `gsm8k.dev.jsonl.gz`.
+    config: how to read it; its fractions are not used.
+    sequence_length: tokens predicted in a row.
+    workdir: receives the records that are set aside.
+
+  Raises:
+    ValueError: if the folder, the tokenizer or a record is not usable.
+  """
+  tasks = find_tasks(Path(folder).expanduser())
+  whole = dataclasses.replace(config, validation_fraction=0.0, target_fraction=0.0)
+  check(folder, whole)
+  quarantine = Path(workdir) / "quarantine_target.jsonl"
+  prepared = _tokenized(tasks, whole, sequence_length, 0, quarantine)
+  return {name: task.train for name, task in prepared.items()}
+
+
+def _tokenized(
+  files: Mapping[str, DomainFiles],
+  config: CorpusConfig,
+  sequence_length: int,
+  seed: int,
+  quarantine: Path,
+) -> dict[str, pack.Domain]:
   on_bad_record = cast(Any, config.on_bad_record)  # known to `check`, as the other choices
   if config.format == "text":
     return pack.prepare(
-      find_domains(folder),
+      files,
       tokenizer(config),
       sequence_length,
       config.validation_fraction,
@@ -65,7 +100,7 @@ def prepare(
       target_fraction=config.target_fraction,
     )
   return instruct.prepare(
-    find_domains(folder),
+    files,
     chat(config),
     sequence_length,
     config.validation_fraction,
