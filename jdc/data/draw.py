@@ -1,7 +1,8 @@
 """The stateless sampler: which rows the next step trains on.
 
 Memory is O(K) for K domains: the order inside a large domain is a permutation computed one
-index at a time. Every process computes the same global draw.
+index at a time. Under an ordering, queues of up to an epoch come on top, 20 bytes a row. Every
+process computes the same global draw.
 """
 
 import math
@@ -184,19 +185,34 @@ class Plan:
     parts = []
     ends = self._round_ends(state, p_G, counts_G)
     for group, share in enumerate(p_G):
-      wanted, count = self._round_rows(group, share), int(counts_G[group])
-      if int(state.round_draws) == 0:
-        # What the last round left heads the queue, and is part of a round of fixed length.
-        left = len(state.queues[group].rows) if self.spec.round_ends == "steps" else 0
-        state = self._fill(state, group, wanted - left)
+      count = int(counts_G[group])
+      if int(state.round_draws) == 0 and share > 0:
+        state = self._begin_queue(state, group, share)
       while (missing := count - len(state.queues[group].rows)) > 0:
         # Nothing that outlives a round whose every row has been drawn.
-        state = self._fill(state, group, missing if ends else max(wanted, 1))
+        state = self._fill(state, group, missing if ends else self._refill(group, share))
       queue = state.queues[group]
       if count:
         parts.append((group, inside.Drawn(*(x[:count] for x in queue))))
         state = _with_queue(state, group, Queue(*(x[count:] for x in queue)))
     return parts, state
+
+  def _begin_queue(self, state: PlanState, group: int, share: float) -> PlanState:
+    """Does to the queue of a group what the start of a round asks for."""
+    queue = state.queues[group]
+    if self.spec.queue == "round":
+      # What the last round left heads the queue, and is part of a round of fixed length.
+      left = len(queue.rows) if self.spec.round_ends == "steps" else 0
+      return self._fill(state, group, self._round_rows(group, share) - left)
+    if self.spec.queue == "epoch" or not len(queue.rows):
+      return state
+    return _with_queue(state, group, self._ordered(state, group, queue, int(state.round) + 1))
+
+  def _refill(self, group: int, share: float) -> int:
+    """Rows to put in line where a queue is empty."""
+    if self.spec.queue == "round":
+      return max(self._round_rows(group, share), 1)
+    return self.spec.group_sizes[group]  # so that an epoch begins with every queue
 
   def _round_rows(self, group: int, share: float) -> int:
     """Rows of a group that a round is expected to take."""
@@ -221,13 +237,18 @@ class Plan:
       count = int(min(count, allowed))
     if count <= 0:
       return state
-    stream = (self.spec.seed, inside.ORDER, group, int(state.drawn_G[group]))
+    before = state
     drawn, state = self._pull(state, group, count)
+    ordered = self._ordered(before, group, Queue(*drawn))
+    queued = zip(state.queues[group], ordered, strict=True)
+    return _with_queue(state, group, Queue(*map(np.concatenate, queued)))
+
+  def _ordered(self, state: PlanState, group: int, queue: Queue, *number: int) -> Queue:
+    """Puts rows in order; `number` tells orders of the same rows apart."""
+    stream = (self.spec.seed, inside.ORDER, group, int(state.drawn_G[group]), *number)
     assert self._arrange is not None
-    order = self._arrange(self._starts_G[group] + drawn.rows, stream)
-    queued = zip(state.queues[group], drawn, strict=True)
-    longer = Queue(*(np.concatenate([old, new[order]]) for old, new in queued))
-    return _with_queue(state, group, longer)
+    order = self._arrange(self._starts_G[group] + queue.rows, stream)
+    return Queue(*(x[order] for x in queue))
 
   def _pull(self, state: PlanState, group: int, count: int) -> tuple[inside.Drawn, PlanState]:
     """Reads the next rows of a group's stream."""

@@ -30,6 +30,9 @@ class PlanSpec:
   seed: int
   mixed: bool  # a mixture acts; otherwise the pool is drawn from as a whole
   ordered: bool = False  # an ordering acts: rows pass through a queue for each group
+  # What is put in order at once: the rows that a round is expected to draw, those of an epoch,
+  # or, again when each round begins, what remains of the epoch.
+  queue: Literal["round", "epoch", "remainder"] = "round"
   draw: Draw = "shuffle"  # of rows inside a domain, or the pool
   top_k_fraction: float = 1.0  # of the rows with finite logits that draw="top_k" keeps
   domain_draw: Literal["systematic", "one"] = "systematic"
@@ -62,6 +65,7 @@ class PlanSpec:
         errors.append(f"{field} must be 0 or more, got {getattr(self, field)}")
     for field, known in (
       ("draw", ("shuffle", "top_k", "gumbel_top_k", "multinomial")),
+      ("queue", ("round", "epoch", "remainder")),
       ("domain_draw", ("systematic", "one")),
       ("round_ends", ("steps", "exhausted")),
       ("on_exhausted", ("renormalise", "stop")),
@@ -84,6 +88,13 @@ class PlanSpec:
       errors.append(f"max_epochs must be positive, got {self.max_epochs}")
     if self.max_epochs and not self.mixed:
       errors.append("max_epochs limits domains and needs a mixture, such as mixture.by_size()")
+    if self.queue != "round" and not self.ordered:
+      errors.append(f"queue={self.queue!r} needs an ordering")
+    if self.queue != "round" and self.draw != "shuffle":
+      errors.append(
+        f"queue={self.queue!r} needs draw='shuffle', got {self.draw!r}: under a selection, an "
+        "epoch is no longer than a round"
+      )
     if self.domain_draw == "one" and not self.mixed:
       errors.append("domain_draw='one' needs a mixture")
     errors += self._packing_errors()
@@ -248,11 +259,18 @@ def from_json(values: dict[str, Any], like: PlanState) -> PlanState:
 
 
 def _to_string(arrays: Sequence[np.ndarray]) -> str:
-  return json.dumps([x.tolist() for x in arrays])
+  # Probabilities and weights are mostly all the same, and a queue may hold a whole epoch.
+  return json.dumps(
+    [
+      {"value": x[0].item(), "count": len(x)} if len(x) and np.all(x == x[0]) else x.tolist()
+      for x in arrays
+    ]
+  )
 
 
 def _from_string(string: str, like: Sequence[np.ndarray]) -> list[np.ndarray]:
-  return [np.asarray(x, e.dtype) for x, e in zip(json.loads(string), like, strict=True)]
+  arrays = [[x["value"]] * x["count"] if isinstance(x, dict) else x for x in json.loads(string)]
+  return [np.asarray(x, e.dtype) for x, e in zip(arrays, like, strict=True)]
 
 
 def _shapes(state: PlanState) -> dict[str, Any]:
