@@ -61,6 +61,8 @@ def constant(proportions_K: np.ndarray) -> tuple[Decision, StaticState]:
 
 def proportion_problems(proportions: Sequence[float] | Mapping[str, float]) -> list[str]:
   """What is wrong with proportions in any run."""
+  if not isinstance(proportions, Mapping | Sequence | np.ndarray):
+    return [f"proportions must be numbers by domain, got {proportions!r}"]
   named = proportions if isinstance(proportions, Mapping) else dict(enumerate(proportions))
   bad = {name: p for name, p in named.items() if not (checks.is_finite(p) and p >= 0)}
   if bad:
