@@ -74,6 +74,7 @@ class DecoderConfig:
   num_experts: int = 0
   experts_per_token: int = 0
   normalise_experts: bool = True  # the weights of the chosen experts sum to 1
+  balance_weight: float = 0.0  # times `jdc.models.moe.balance_loss` is added in training
   # Precision, memory, initial values.
   dtype: str = "float32"  # of activations: float32 or bfloat16
   parameter_dtype: str = "float32"  # of parameters: float32 or bfloat16
@@ -194,6 +195,11 @@ def _expert_problems(config: DecoderConfig) -> Iterator[str]:
     yield f"num_experts and experts_per_token must be 0 or more, got {experts!r} and {chosen!r}"
   elif bool(experts) != bool(chosen) or chosen > experts:
     yield f"experts_per_token must be in [1, num_experts={experts}], or both 0, got {chosen}"
+  weight = config.balance_weight
+  if weight != 0 and not _is_positive(weight):
+    yield f"balance_weight must be 0 or more and finite, got {weight!r}"
+  elif weight and experts == 0:
+    yield f"balance_weight {weight} is for a mixture of experts, and num_experts is 0"
 
 
 def _is_count(value: object) -> bool:

@@ -1,8 +1,8 @@
-"""A mixture of experts in place of the gated unit."""
+"""A mixture of experts in place of the gated unit, and how evenly it shares the tokens."""
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,48 @@ from jdc.models.base import BATCH_AXES
 from jdc.models.layers import Build, Linear, activation, deviation
 
 
+class Routing(NamedTuple):
+  """Where a layer sends the real tokens of each row; layers are stacked on a leading axis."""
+
+  load_BxE: jax.Array  # f32, pairs of a token and one of its choices
+  probability_BxE: jax.Array  # f32, sums of the router's probabilities
+
+
+def balance_loss(routing: Routing, experts_per_token: int) -> jax.Array:
+  r"""How far the experts are from sharing the tokens evenly, a mean over layers.
+
+    f_e = pairs sent to e / all pairs, P_e = mean over tokens of p_e,
+    loss = mean_l E sum_e f_e P_e
+
+  It is 1 where the router's probabilities are uniform, and E / k where the same k experts get
+  all tokens and all probability. Tokens are those of the whole batch, over all devices, without
+  padding.
+
+  Args:
+    routing: of L layers, [L, B, E].
+    experts_per_token: the choices of a token.
+
+  Returns:
+    f32[]; 0 for a batch of padding. Of the two factors only P has a gradient.
+
+  References:
+    Fedus, Zoph and Shazeer, "Switch Transformers: Scaling to Trillion Parameter Models with
+      Simple and Efficient Sparsity", 2021, arXiv:2101.03961, equations 4 to 6; here f counts
+      the k choices of a token, as shares of all.
+
+  Example:
+    >>> even = Routing(jnp.full((1, 2, 4), 3.0), jnp.full((1, 2, 4), 1.5))
+    >>> float(balance_loss(even, experts_per_token=2))
+    1.0
+  """
+  load_LxE, probability_LxE = (jnp.sum(x, axis=-2) for x in routing)
+  load_LxE = jax.lax.stop_gradient(load_LxE)
+  pairs_Lx1 = jnp.maximum(jnp.sum(load_LxE, axis=-1, keepdims=True), 1.0)
+  mean_LxE = probability_LxE * experts_per_token / pairs_Lx1
+  each_L = load_LxE.shape[-1] * jnp.sum(load_LxE / pairs_Lx1 * mean_LxE, axis=-1)
+  return jnp.mean(each_L)
+
+
 class MixtureOfExperts(nnx.Module):
   r"""Sends every token to its k experts; none is dropped.
 
@@ -19,7 +61,10 @@ class MixtureOfExperts(nnx.Module):
     w_e = p_e, or p_e / sum_{S} p with `normalise_experts`;
     y = sum_{e in S} w_e expert_e(x), each expert a gated unit
 
-  Tokens are sorted by expert, so that the work is that of k experts a token.
+  Tokens are sorted by expert, so that the work is that of k experts a token. On a mesh, devices
+  along `expert` hold different experts: each gathers the tokens of the others, multiplies those
+  of its own experts, and gives back the sums. Its sorted rows are those of all these devices,
+  since nothing bounds how many of them one expert gets.
 
   References:
     Jiang et al., "Mixtral of Experts", 2024, arXiv:2401.04088.
@@ -40,12 +85,26 @@ class MixtureOfExperts(nnx.Module):
 
   def __call__(self, x_BxTxD: jax.Array, key: jax.Array | None = None) -> jax.Array:
     del key  # experts have no adapters
-    logits_BxTxE = self.router(x_BxTxD).astype(jnp.float32)
-    weight_BxTxk, expert_BxTxk = jax.lax.top_k(jax.nn.softmax(logits_BxTxE), self.num_chosen)
+    return self._apply(x_BxTxD)[0]
+
+  def with_routing(self, x_BxTxD: jax.Array, real_BxT: jax.Array) -> tuple[jax.Array, Routing]:
+    """Returns what a call does, and where the tokens went that are `real`."""
+    y_BxTxD, probability_BxTxE, expert_BxTxk = self._apply(x_BxTxD)
+    real_BxTx1 = real_BxT[:, :, None]
+    chosen_BxTxkxE = expert_BxTxk[..., None] == jnp.arange(self.num_experts)
+    load_BxE = jnp.sum(chosen_BxTxkxE & real_BxTx1[..., None], axis=(1, 2), dtype=jnp.float32)
+    probability_BxE = jnp.sum(jnp.where(real_BxTx1, probability_BxTxE, 0.0), axis=1)
+    return y_BxTxD, Routing(load_BxE, probability_BxE)
+
+  def _apply(self, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the sum of the experts, the router's probabilities and its choices."""
+    probability_BxTxE = jax.nn.softmax(self.router(x_BxTxD).astype(jnp.float32))
+    weight_BxTxk, expert_BxTxk = jax.lax.top_k(probability_BxTxE, self.num_chosen)
     if self.normalise:
       weight_BxTxk /= jnp.sum(weight_BxTxk, axis=-1, keepdims=True)
     kernels = tuple(x.kernel[...].astype(x.dtype) for x in (self.gate, self.up, self.down))
-    return _on_shards(self._mixed, kernels, x_BxTxD, weight_BxTxk, expert_BxTxk)
+    y_BxTxD = _on_shards(self._mixed, kernels, x_BxTxD, weight_BxTxk, expert_BxTxk)
+    return y_BxTxD, probability_BxTxE, expert_BxTxk
 
   def _mixed(
     self,
@@ -54,17 +113,25 @@ class MixtureOfExperts(nnx.Module):
     weight_BxTxk: jax.Array,
     expert_BxTxk: jax.Array,
   ) -> jax.Array:
+    """The sum over the experts whose kernels these are; their count stands for all others."""
     gate, up, down = kernels
+    num_experts = gate.shape[0]
     x_MxD = x_BxTxD.reshape(-1, x_BxTxD.shape[-1]).astype(gate.dtype)
     expert_N = expert_BxTxk.reshape(-1)
     order = jnp.argsort(expert_N, stable=True)
     back = jnp.argsort(order)
-    counts_E = jnp.bincount(expert_N, length=self.num_experts)
+    counts_E = jnp.bincount(expert_N, length=num_experts)
     # Repeated first and permuted then: the gradient of a permutation adds nothing up.
     sorted_NxD = jnp.repeat(x_MxD, self.num_chosen, axis=0)[order]
+    if num_experts < self.num_experts:
+      # What a product holds beyond the groups is not defined, nor is its gradient.
+      mine_Nx1 = (expert_N < num_experts)[:, None]
+      sorted_NxD = jnp.where(mine_Nx1[order], sorted_NxD, 0)
     gated = self.activation(jax.lax.ragged_dot(sorted_NxD, gate, counts_E))
     gated *= jax.lax.ragged_dot(sorted_NxD, up, counts_E)
     y_NxD = jax.lax.ragged_dot(gated, down, counts_E)[back]
+    if num_experts < self.num_experts:
+      y_NxD = jnp.where(mine_Nx1, y_NxD, 0)
     y_BxTxkxD = y_NxD.reshape(*expert_BxTxk.shape, -1)
     return jnp.einsum("btkd,btk->btd", y_BxTxkxD, weight_BxTxk.astype(y_NxD.dtype))
 
@@ -90,9 +157,13 @@ class Experts(nnx.Module):
 
 
 def _on_shards(
-  function: Callable[..., jax.Array], kernels: Any, x_BxTxD: jax.Array, *rest: jax.Array
+  function: Callable[..., jax.Array],
+  kernels: tuple[jax.Array, ...],
+  x_BxTxD: jax.Array,
+  weight_BxTxk: jax.Array,
+  expert_BxTxk: jax.Array,
 ) -> jax.Array:
-  """Calls `function(kernels, x, ...)` on the rows of each shard of the batch.
+  """Calls `function` on the rows of each shard of the batch and the experts of each device.
 
   The compiler cannot split a product whose rows are sorted by expert: every device would
   compute those of all.
@@ -100,11 +171,25 @@ def _on_shards(
   mesh = jax.sharding.get_abstract_mesh()
   split = set(BATCH_AXES) <= set(mesh.auto_axes)
   if not split or x_BxTxD.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
-    return function(kernels, x_BxTxD, *rest)
-  rows = jax.P(BATCH_AXES)
+    return function(kernels, x_BxTxD, weight_BxTxk, expert_BxTxk)
+  parts = mesh.shape["expert"]
+
+  def on_shard(
+    kernels: tuple[jax.Array, ...], x: jax.Array, weight: jax.Array, expert: jax.Array
+  ) -> jax.Array:
+    if parts == 1:
+      return function(kernels, x, weight, expert)
+    x, weight, expert = (
+      jax.lax.all_gather(rows, "expert", tiled=True) for rows in (x, weight, expert)
+    )
+    num_mine = kernels[0].shape[0]
+    expert -= num_mine * jax.lax.axis_index("expert")
+    expert = jnp.where((expert >= 0) & (expert < num_mine), expert, num_mine)
+    return jax.lax.psum_scatter(
+      function(kernels, x, weight, expert), "expert", scatter_dimension=0, tiled=True
+    )
+
+  rows, experts = jax.P(BATCH_AXES), jax.P("expert")
   return jax.shard_map(
-    function,
-    in_specs=(jax.P(), rows, *(rows for _ in rest)),
-    out_specs=rows,
-    axis_names=set(BATCH_AXES),
-  )(kernels, x_BxTxD, *rest)
+    on_shard, in_specs=(experts, rows, rows, rows), out_specs=rows, axis_names=set(BATCH_AXES)
+  )(kernels, x_BxTxD, weight_BxTxk, expert_BxTxk)
