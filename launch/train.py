@@ -9,16 +9,14 @@ sizes, memory and FLOPs; with `--compile` it also compiles the step.
 
 import os
 import sys
-from pathlib import Path
 
 import jax
 from absl import app, flags
 from ml_collections import config_flags
 
 from jdc.report import summary
+from jdc.train import command, estimate, loop, process
 from jdc.train import config as config_lib
-from jdc.train import corpus, estimate, loop, model_parts, process, setup
-from jdc.train.optimizer import make_optimizer
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The run's config file.")
 flags.mark_flag_as_required("config")
@@ -48,69 +46,23 @@ def main(argv: list[str]) -> None:
   if DRY_RUN.value:
     print(estimate.report(config, compiles=COMPILE.value))
   else:
-    train(config, WORKDIR.value)
+    result = command.train(config, WORKDIR.value, CACHE.value, profile=PROFILE.value)
+    if jax.process_index() == 0:
+      show(config, WORKDIR.value, result)
 
 
-def train(config: config_lib.TrainConfig, workdir: str) -> loop.Result:
-  """Builds what the config describes, trains it, and prints what came out."""
-  # Everything that can be wrong without looking at the data.
-  policies, parts, (optimizer, learning_rate), corpus_config, _ = config_lib.collect(
-    lambda: config_lib.build_policies(config),
-    lambda: model_parts.build(config),
-    lambda: make_optimizer(config.optimizer, config.num_steps),
-    lambda: _corpus(config),
-    lambda: _check_local(workdir),
-  )
-  config, start = parts
-  setup.check_plan(config, policies)
-
-  # Text to packed rows, from the cache where they are there already.
-  cache_dir = corpus.cache_dir(corpus_config)
-  cache = str(cache_dir / "xla") if CACHE.value is None else CACHE.value
-  if cache:
-    jax.config.update("jax_compilation_cache_dir", cache)
-  Path(workdir).mkdir(parents=True, exist_ok=True)
-  domains = corpus.prepare(
-    config.data, corpus_config, config.sequence_length, config.seed, workdir
-  )
-
-  run = loop.Run(
-    start.model,
-    optimizer,
-    learning_rate,
-    policies,
-    domains,
-    config,
-    weights=start.weights,
-    trainable=start.trainable,
-  )
-  result = loop.fit(run, workdir, profile=PROFILE.value)
-  if jax.process_index() == 0:
-    print(summary.table(workdir))
-    picture = summary.plot(workdir)
-    folder = config.checkpoint.folder or f"{workdir}/checkpoints"
-    for what, where in (
-      ("stopped", result.stopped),
-      ("checkpoint", f"{folder}/{int(result.plan.step)}"),
-      ("metrics", f"{workdir}/metrics.jsonl"),
-      ("picture", picture),
-    ):
-      print(f"{what:>10}: {where}")
-  return result
-
-
-def _corpus(config: config_lib.TrainConfig) -> config_lib.CorpusConfig:
-  found = corpus.with_tokenizer_of(config.weights.folder, config.corpus)
-  corpus.check(config.data, found)
-  return found
-
-
-def _check_local(workdir: str) -> None:
-  if "://" in workdir:
-    raise ValueError(
-      f"--workdir={workdir} must be a local folder; checkpoints alone can go elsewhere, with "
-      "--config.checkpoint.folder=gs://..."
-    )
+def show(config: config_lib.TrainConfig, workdir: str, result: loop.Result) -> None:
+  """Prints what came out, and draws it."""
+  print(summary.table(workdir))
+  picture = summary.plot(workdir)
+  folder = config.checkpoint.folder or f"{workdir}/checkpoints"
+  for what, where in (
+    ("stopped", result.stopped),
+    ("checkpoint", f"{folder}/{int(result.plan.step)}"),
+    ("metrics", f"{workdir}/metrics.jsonl"),
+    ("picture", picture),
+  ):
+    print(f"{what:>10}: {where}")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -38,6 +38,7 @@ class Batch:
   sampling_probability: Any  # f32[B] or [B, S]
   domain_probability: Any  # f32[B] or [B, S]
   weight: Any  # f32[B] or [B, S], decided at the start of the round, else 1
+  reference_token_loss: Any = None  # f32[B, T], where it was computed before the run
 
   @property
   def max_segments(self) -> int | None:
@@ -45,10 +46,27 @@ class Batch:
     return self.example_id.shape[1] if self.example_id.ndim == 2 else None
 
 
-class Pool:
-  """The rows of all domains, numbered through in order."""
+class Losses(Protocol):
+  """Losses of the tokens of each row of a pool: `stats.reference.ReferenceLosses`."""
 
-  def __init__(self, tables: Sequence[Table], sequence_length: int):
+  def rows(self, ids_B: np.ndarray, wanted_B: np.ndarray) -> np.ndarray:
+    """Returns losses f32[B, T] of the wanted rows."""
+    ...
+
+
+class Pool:
+  """The rows of all domains, numbered through in order.
+
+  Args:
+    tables: of each domain.
+    sequence_length: T.
+    reference: losses under a reference model, which batches bring along.
+  """
+
+  def __init__(
+    self, tables: Sequence[Table], sequence_length: int, reference: Losses | None = None
+  ):
+    self.reference = reference
     self.tables = tuple(tables)
     self.starts_K = np.concatenate([[0], np.cumsum([len(table) for table in tables])])
     self.sequence_length = sequence_length
@@ -95,11 +113,20 @@ class Pool:
       used_B[row] += length
     return tokens_BxT, segments_BxT
 
+  def reference_rows(
+    self, ids_B: np.ndarray, sharding: jax.NamedSharding | None
+  ) -> np.ndarray | None:
+    """Reads the reference losses f32[B, T] of the rows of this process, where there are any."""
+    if self.reference is None:
+      return None
+    return self.reference.rows(ids_B, local_rows(ids_B, sharding))
+
   def batch(self, rows: plan_lib.Rows, sharding: jax.NamedSharding | None) -> Batch:
     """Assembles the batch; each process reads the rows of its own devices only."""
     read = self.packed if rows.example_id.ndim == 2 else self.rows
     tokens_BxT, segments_BxT = read(rows.example_id, local_rows(rows.example_id, sharding))
-    batch = Batch(tokens_BxT, segments_BxT, *rows)
+    reference_BxT = self.reference_rows(rows.example_id, sharding)
+    batch = Batch(tokens_BxT, segments_BxT, *rows, reference_token_loss=reference_BxT)
     return batch if sharding is None else place(batch, sharding)
 
 

@@ -36,6 +36,8 @@ _PER_EXAMPLE: dict[str, tuple[Any, tuple[str, ...]]] = {
   "el2n": (jnp.float32, ()),
   "embedding": (jnp.float32, ("embedding_size",)),
   "position_weighted_embedding": (jnp.float32, ("embedding_size",)),
+  "last_token_embedding": (jnp.float32, ("embedding_size",)),
+  "target_alignment": (jnp.float32, ()),
 }
 
 

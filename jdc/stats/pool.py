@@ -64,7 +64,7 @@ def sweep(
   for start in range(0, len(ids_C), batch_size):
     chunk = ids_C[start : start + batch_size]
     padded = np.pad(chunk, (0, batch_size - len(chunk)), constant_values=-1)
-    scores = score_chunk(params, context, _batch(pool, padded, sharding))
+    scores = score_chunk(params, context, rows_batch(pool, padded, sharding))
     if pending is not None:
       parts.append(jax.device_get(pending))
     pending = scores
@@ -75,11 +75,15 @@ def sweep(
   }
 
 
-def _batch(pool: loader.Pool, ids_B: np.ndarray, sharding: jax.NamedSharding) -> loader.Batch:
+def rows_batch(
+  pool: loader.Pool, ids_B: np.ndarray, sharding: jax.NamedSharding
+) -> loader.Batch:
+  """Returns rows of the pool, -1 pads, as a batch on the devices."""
   ones_B = np.ones(len(ids_B), np.float32)
   tokens, segments = pool.rows(ids_B, loader.local_rows(ids_B, sharding))
   domain_B = pool.domain(ids_B).astype(np.int32)
   batch = loader.Batch(
-    tokens, segments, ids_B.astype(np.int32), domain_B, ones_B, ones_B, ones_B
-  )
+    tokens, segments, ids_B.astype(np.int32), domain_B, ones_B, ones_B, ones_B,
+    pool.reference_rows(ids_B, sharding),
+  )  # fmt: skip
   return loader.place(batch, sharding)

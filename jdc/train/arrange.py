@@ -13,8 +13,8 @@ from jdc.data.draw import Arrange
 from jdc.models.base import LanguageModel
 from jdc.policies.base import Ordering
 from jdc.stats import pool as pool_lib
-from jdc.train.gradients import make_forward
 from jdc.train.observe import example_stats
+from jdc.train.passes import Seen, make_forward
 from jdc.train.state import TrainState
 
 
@@ -26,6 +26,7 @@ def make_arrange(
   sharding: jax.NamedSharding,
   given_scores: np.ndarray | None,
   current: Callable[[], TrainState],
+  spend: Callable[[int], None],
 ) -> Arrange | None:
   """Returns the function that orders rows of the pool by the ordering's score, if there is one.
 
@@ -37,6 +38,7 @@ def make_arrange(
     sharding: of batches.
     given_scores: f32[N], for an ordering that observes nothing.
     current: returns the state whose parameters score the rows.
+    spend: is told how many rows were scored.
   """
   if ordering is None:
     return None
@@ -59,6 +61,7 @@ def make_arrange(
         sharding,
       )
       scores = swept["ordering"]
+      spend(len(ids))
     # Sizes are powers of two, so that few of them are compiled; padding sorts last.
     size = 1 << max(len(ids) - 1, 1).bit_length()
     padded = np.full(size, np.inf, np.float32)
@@ -79,7 +82,8 @@ def _scorer(ordering: Ordering, model: LanguageModel) -> Callable:
   def score_chunk(params: Any, step: jax.Array, batch: loader.Batch) -> dict[str, jax.Array]:
     inputs = inputs_and_targets(batch.tokens, batch.segments)
     token_loss = forward(params, inputs)
-    stats = example_stats(batch, inputs, token_loss, ordering.observes, {"step": step})
+    seen = Seen(token_loss, {})
+    stats = example_stats(batch, inputs, seen, ordering.observes, {"step": step})
     (name,) = ordering.observes
     return {"ordering": getattr(stats, name)}
 

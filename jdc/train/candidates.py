@@ -12,20 +12,23 @@ from jdc.data.loader import Batch
 from jdc.policies import sampling
 from jdc.policies.base import Decision
 from jdc.train.gradients import splitter
+from jdc.train.passes import Microbatch, Passes, Seen
+from jdc.train.state import Fixed, Params, full_params
 
 CandidateDraw = Literal["top_k", "gumbel_top_k", "multinomial"]
 
 
 def select(
-  forward: Callable,
+  passes: Passes,
   update: Callable,
   accumulation_steps: int,
   num_kept: int,
   draw: CandidateDraw,
   key: jax.Array,
-  params: Any,
+  params: Params,
+  fixed: Fixed,
   batch: Batch,
-  scalars: dict[str, jax.Array],
+  context: dict[str, Any],
   states: dict[str, Any],
 ) -> tuple[Batch, dict[str, Decision], dict[str, Any]]:
   """Keeps `num_kept` of the candidates; mixture and selection observe all of them.
@@ -39,9 +42,16 @@ def select(
   num_candidates = batch.tokens.shape[0]
   # Scored in microbatches of the trained size, which is known to fit.
   split, join = splitter(num_candidates // num_kept * accumulation_steps)
-  token_loss = join(jax.lax.map(lambda part: forward(params, part), split(inputs)))
+
+  direction = passes.direction(params, fixed, key)
+
+  def observed(part: Microbatch) -> Seen:
+    seen, _ = passes.look(full_params(params.trained, params.frozen), part)
+    return seen._replace(**passes.besides(params, fixed, part, direction))
+
+  seen = join(jax.lax.map(observed, split(Microbatch(batch, inputs))))
   decisions, states = update(
-    batch, inputs, token_loss, scalars, states, {"mixture", "selection"}, observe=False
+    batch, inputs, seen, context, states, {"mixture", "selection"}, observe=False
   )
   logits_C = decisions["selection"].logits
   kept_B = _draw(key, logits_C, num_kept, draw)

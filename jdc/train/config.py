@@ -47,6 +47,35 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TargetConfig:
+  """The target set that policies look at; its rows are neither trained nor validated."""
+
+  folder: str = ""  # a file a task; empty: the target split of the domains
+  rows: int = 64  # of each domain or task; all where there are fewer
+  every_steps: int = 50  # steps between two refreshes of its statistics
+  batch_size: int = 0  # rows per forward pass; 0: the batch size
+  alignment_rows: int = 8  # drawn anew in each step, for `target_alignment`
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+  """Gradients of the domains, at the start of each round in which a policy observes them."""
+
+  rows: int = 8  # of each of the two half-batches of a domain
+  # Patterns of the parameters by path, as "layers/mlp/*"; empty: all that are trained.
+  parameters: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceConfig:
+  """A frozen model with whose losses policies compare those of the trained one."""
+
+  folder: str = ""  # of a run, or of Hugging Face's format; empty: none
+  # In each "step", or "cached": once for all rows, before the first step, kept beside them.
+  losses: str = "step"
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
   """When the validation split is evaluated, besides before and after training."""
 
@@ -137,6 +166,8 @@ class RunConfig:
   max_skipped_in_row: int = 10  # steps without a finite loss before the run stops
   plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  target: TargetConfig = dataclasses.field(default_factory=TargetConfig)
+  probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
   evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
   checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
   logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
@@ -182,6 +213,7 @@ class TrainConfig(RunConfig):
   weights: WeightsConfig = dataclasses.field(default_factory=WeightsConfig)
   lora: LoraConfig | None = None  # adapters, which alone are trained
   trainable: tuple[str, ...] = ()  # patterns as "layers/mlp/*"; empty: all, or the adapters
+  reference: ReferenceConfig = dataclasses.field(default_factory=ReferenceConfig)
   optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
   mixture: Mapping[str, Any] | None = None  # of `policy(...)`, as the next three
   selection: Mapping[str, Any] | None = None
@@ -193,11 +225,12 @@ _LEAST = {
   0: (
     "seed", "plan.sweep_rows", "plan.sweep_batch_size", "plan.num_candidates",
     "plan.max_segments", "evaluation.every_steps", "evaluation.max_rows",
-    "evaluation.batch_size",
+    "evaluation.batch_size", "target.batch_size",
   ),
   1: (
     "num_steps", "batch_size", "sequence_length", "accumulation_steps", "max_skipped_in_row",
     "plan.steps_per_round", "checkpoint.every_steps", "checkpoint.keep", "logging.every_steps",
+    "target.rows", "target.every_steps", "target.alignment_rows", "probe.rows",
   ),
 }  # fmt: skip
 _CHOICES = {
@@ -208,7 +241,7 @@ _CHOICES = {
 # A run may be resumed with other values of these.
 RESUMABLE = (
   "num_steps", "mesh", "evaluation", "checkpoint", "logging", "corpus.cache_dir",
-  "weights.folder",  # what it holds is compared
+  "weights.folder", "reference.folder",  # what they hold is compared
 )  # fmt: skip
 ADAPTERS = ("*/lora_*",)
 SLOTS = ("mixture", "selection", "ordering", "weighting")

@@ -19,7 +19,7 @@ from jdc.data.pack import Domain
 from jdc.eval import perplexity
 from jdc.models.base import LanguageModel
 from jdc.policies.combine import Policies
-from jdc.train import checkpoint, process, rounds, setup, sharding
+from jdc.train import checkpoint, checks, cost, process, rounds, setup, sharding, sources
 from jdc.train import config as config_lib
 from jdc.train import state as state_lib
 from jdc.train.arrange import make_arrange
@@ -45,6 +45,9 @@ class Run(NamedTuple):
   scores: np.ndarray | None = None  # f32[N], of all rows in order, for an ordering by them
   weights: state_lib.Weights | None = None  # what the parameters start from; else drawn
   trainable: Callable[[str], bool] | None = None  # by path; default: all parameters
+  reference: state_lib.Reference | None = None  # whose losses policies compare with
+  # The target set of policies, a table a task; default: the target split of the domains.
+  tasks: Mapping[str, Any] | None = None
 
 
 class Progress(NamedTuple):
@@ -98,12 +101,15 @@ def steps(
   """Does what `fit` does, and yields after every step; the run's mesh is set in between."""
   config, policies = run.config, run.policies
   # What the run consists of, checked before anything compiles.
-  setup.check(config, policies, run.model, run.domains, run.scores)
+  targets = sources.target_rows(config, policies, run.domains, run.tasks)
+  sizes = setup.sizes_of(run.model, run.domains, targets)
+  reference_model = run.reference.model if run.reference is not None else None
+  checks.check(config, policies, run.model, run.domains, run.scores, sizes, reference_model)
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-  spec = setup.run_spec(config, run.domains, policies)
+  spec = setup.run_spec(config, run.domains, policies, sizes)
   plan_spec = setup.plan_spec(config, spec, policies, run.domains)
   decisions, policy_states = state_lib.init_policies(policies, spec, config.seed)
-  setup.check_decisions(decisions, spec, policies, config.plan.max_segments)
+  checks.check_decisions(decisions, spec, policies, config.plan.max_segments)
   options = setup.step_options(config, decisions, policies)
 
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
@@ -112,14 +118,17 @@ def steps(
     checkpoints = checkpoint.Checkpoints(folder, config.checkpoint.keep)
     stack.enter_context(process.closing(checkpoints))
     start = state_lib.Start(run.model, run.weights, run.trainable)
+    batches = sharding.batch_sharding(mesh)
+    refresh = sources.make_refresh(config, run.model, policies, targets, spec, batches)
     parts = (start, run.optimizer, policy_states, mesh)
-    shapes = state_lib.abstract(*parts)
+    shapes = state_lib.abstract(*parts, None if refresh is None else refresh.shapes)
     config_json = run.config_json or config_lib.to_json(config)
     described = setup.describe_run(
-      config_json, policies, run.domains, run.scores, shapes, run.weights
-    )
+      config_json, policies, run.domains, run.scores, shapes, run.weights, targets,
+      run.reference.fingerprint if run.reference is not None else None,
+    )  # fmt: skip
     setup.check_resume(checkpoints, described)
-    saved = checkpoints.restore(shapes._replace(frozen=None))
+    saved = checkpoints.restore(state_lib.saved_part(shapes))
     if saved:
       state = state_lib.with_frozen(saved.state, shapes, start, config.seed)
     else:
@@ -128,12 +137,24 @@ def steps(
     step = saved_step = saved.step if saved else 0
 
     # What the loop calls.
-    batches = sharding.batch_sharding(mesh)
     pool = Pool([domain.train for domain in run.domains.values()], spec.sequence_length)
+    reference, pool.reference = sources.open_reference(
+      run.reference, pool, run.domains, config.batch_size, mesh
+    )
+    state = state._replace(fixed=sources.fixed_parts(reference, targets, mesh))
     sweep = (pool, config.plan.sweep_batch_size or config.batch_size, batches)
-    arrange = make_arrange(policies.ordering, run.model, *sweep, run.scores, lambda: state)
-    round_start = rounds.make_round_start(run.model, policies, spec, config.seed, *sweep)
-    train_step = make_train_step(run.model, run.optimizer, run.learning_rate, policies, options)
+    arrange = make_arrange(
+      policies.ordering, run.model, *sweep, run.scores, lambda: state,
+      lambda count: record.spend(cost.Cost(forward=count)),
+    )  # fmt: skip
+    probe = None
+    round_start = rounds.make_round_start(
+      run.model, reference_model, policies, spec, config.seed, *sweep, probe
+    )
+    train_step = make_train_step(
+      run.model, run.optimizer, run.learning_rate, policies, options, reference_model
+    )
+    step_cost = cost.of_step(config, policies, options, reference_in_step=reference is not None)
     mixture = setup.initial_mixture(spec, decisions)
     iterator = iter(Loader(pool, plan_spec, mixture, batches, arrange))
     round_rows = _continue(iterator, saved)
@@ -157,19 +178,24 @@ def steps(
         record.flush()  # what the checkpoint covers must survive it
         content: dict[str, Any] = {**described, "before": before, "after": after}
         content |= {"plan": iterator.get_state(), "record": record.to_json()}
-        checkpoints.save(step, state._replace(frozen=None), content, _arrays(round_rows))
+        checkpoints.save(step, state_lib.saved_part(state), content, _arrays(round_rows))
 
     before: dict[str, float] = host["before"] if saved else evaluate()
     after: dict[str, float] | None = host.get("after")
     stopped, pending, compiled = "", None, None
     # The host draws batch t + 1 and reads step t - 1 while the devices compute step t.
     while step < config.num_steps and not stopped:
+      if refresh is not None and refresh.due(step, iterator.at_round_start()):
+        with record.pause():
+          state = refresh(state)
+          record.spend(refresh.cost)
       if round_start is not None and iterator.at_round_start():
         if pending is not None:  # so that the order of the metrics is that of the steps
           record.step(*pending)
           pending = None
         with record.pause():
           begun = round_start(state, int(iterator.state.round), round_rows)
+          record.spend(begun.cost)
           state, round_rows = begun.state, _begin(iterator, begun)
           record.round(step, begun.metrics)
       try:
@@ -182,6 +208,7 @@ def steps(
         record.compiled(step + 1, seconds)
       trace.before(step)
       state, output = compiled(state, batch)
+      record.spend(step_cost)
       step, after = step + 1, None
       if pushes:
         iterator.push(output.mixture_logits)

@@ -1,6 +1,8 @@
 """Parameters that exist already: published checkpoints to start from, runs to evaluate."""
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +17,7 @@ from jdc.models.decoder_config import DecoderConfig
 from jdc.models.lora import LoraConfig
 from jdc.train import checkpoint
 from jdc.train import config as config_lib
-from jdc.train.state import Start, Weights, initial_params
+from jdc.train.state import Reference, Start, Weights, initial_params
 
 
 class Opened(NamedTuple):
@@ -83,6 +85,32 @@ def open_model(
       raise ValueError(f"{folder} is no run directory, and {', '.join(wrong)} is for a run")
     return _open_hugging_face(folder, mesh, changes)
   return _open_run(_checkpoints(folder), mesh, step, weights_folder, changes)
+
+
+def reference(folder: str | os.PathLike[str]) -> Reference:
+  """Returns a frozen model of a Hugging Face folder, or of the newest checkpoint of a run.
+
+  Nothing but its configuration is read until it is loaded.
+
+  Raises:
+    ValueError: if the folder is neither.
+    checkpoint.Damaged: if the checkpoint cannot be read.
+  """
+  folder = Path(folder)
+  if (folder / "config.json").is_file():
+    step, config, fingerprint = None, hf.from_hf_config(folder), _contents(folder)
+  else:
+    place = _checkpoints(folder)
+    step, payload = checkpoint.read_payload(place)
+    run = payload["host"]["config"]
+    if "model.vocab_size" not in run:
+      raise ValueError(f"{folder}: the run was not made from a config with a decoder")
+    config = config_lib.from_json(run, DecoderConfig, "model.")
+    parts = [payload["checksums"], payload["host"]["parts"].get("weights")]
+    fingerprint = f"sha256 {hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
+  return Reference(
+    decoder(config), lambda mesh: open_model(folder, mesh, step).params, fingerprint
+  )
 
 
 def has_adapters(folder: str | os.PathLike[str], step: int | None = None) -> bool:

@@ -16,6 +16,7 @@ from jdc import metrics as metrics_lib
 from jdc.data.plan import PlanState
 from jdc.policies.base import RunSpec
 from jdc.train.config import RunConfig
+from jdc.train.cost import Cost
 from jdc.train.step import StepOutput
 
 _LOG = logging.getLogger("jdc")
@@ -45,9 +46,11 @@ class Record:
     self._spec, self._config = spec, config
     self._window = metrics_lib.Window(spec.num_domains)
     self._tokens = self._skipped = 0
+    self._cost = Cost()
     if saved is not None:
       self._window.from_json(saved["window"])
       self._tokens, self._skipped = saved["tokens"], saved["skipped"]
+      self._cost = Cost(*saved["cost"])
     self._busy, self._timed_steps, self._timed_tokens = 0.0, 0, 0
     self._mark: float | None = None
     self._main = jax.process_index() == 0
@@ -134,6 +137,10 @@ class Record:
     if flat:
       self.write(step + 1, flat)
 
+  def spend(self, cost: Cost) -> None:
+    """Counts rows that are passed through models besides those that are trained."""
+    self._cost = self._cost.plus(cost)
+
   def compiled(self, step: int, seconds: float) -> None:
     """Notes how long the training step took to compile."""
     if self._main:
@@ -161,6 +168,7 @@ class Record:
       "window": self._window.to_json(),
       "tokens": self._tokens,
       "skipped": self._skipped,
+      "cost": list(self._cost),
     }
 
   def close(self) -> None:
@@ -178,7 +186,11 @@ class Record:
       "train/skipped_steps": float(self._skipped),
       "train/tokens": float(self._tokens),
       "data/entropy": metrics_lib.entropy(after.probability_K),
+      "cost/extra_forward_rows": float(self._cost.forward),
+      "cost/extra_backward_rows": float(self._cost.backward),
     }
+    if out.balance_loss is not None:
+      metrics["train/balance_loss"] = float(out.balance_loss)
     names = self._spec.domain_names
     metrics |= _by_domain(names, probability=after.probability_K)
     if out.share_filled is not None:

@@ -1,5 +1,6 @@
 """What happens between rounds: sweeps, round-scope updates, and their decisions."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,15 +15,16 @@ from jdc.policies.base import DataPolicy, Decision, ExampleStats, RunSpec
 from jdc.policies.combine import Policies
 from jdc.policies.holding import sweep_due
 from jdc.stats import pool as pool_lib
-from jdc.train.gradients import make_forward
-from jdc.train.observe import example_stats
+from jdc.train.cost import Cost
+from jdc.train.observe import example_stats, target_fields
+from jdc.train.passes import Microbatch, make_passes
 from jdc.train.state import TrainState, slots
 
-# What a sweep can provide to `score`, and what an update after it can read besides.
-PROVIDED = frozenset({
-    "example_id", "domain", "num_tokens", "loss", "token_loss", "token_mask", "step",
+# What a sweep tells of rows; an update after it reads the rest.
+SWEPT = frozenset({
+  "example_id", "domain", "num_tokens", "loss", "token_loss", "token_mask",
 })  # fmt: skip
-
+PROBED = frozenset({"domain_gradient_product", "domain_target_alignment"})
 # The statistics by which an ordering can score rows.
 ORDERING_SCORES = frozenset({"loss", "num_tokens"})
 
@@ -34,28 +36,64 @@ class RoundStart(NamedTuple):
   rows: plan.RoundRows | None  # None: no slot decides about rows
   mixture_logits: np.ndarray | None  # f32[K], of a round-scope mixture
   metrics: dict[str, Any]  # by slot
+  cost: Cost  # of sweeps and probes
+
+
+def probed_shapes(num_domains: int) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of the statistics that probes of the domains tell."""
+  halves = (num_domains, 2)
+  return {"domain_gradient_product": halves * 2, "domain_target_alignment": halves}
+
+
+class Probe(NamedTuple):
+  """Tells of the gradients of the domains at the start of a round."""
+
+  # (state, round) -> the statistics of `PROBED` that policies observe
+  compute: Callable[[TrainState, int], dict[str, jax.Array]]
+  cost: Cost
 
 
 def make_round_start(
   model: LanguageModel,
+  reference: LanguageModel | None,
   policies: Policies,
   spec: RunSpec,
   seed: int,
   pool: loader.Pool,
   sweep_batch_size: int,
   sharding: jax.NamedSharding,
+  probe: Probe | None = None,
 ) -> Callable[[TrainState, int, plan.RoundRows | None], RoundStart] | None:
   """Returns the function that begins a round; `None` where no policy needs it.
 
   It maps the state, the number of the round and the decision of the last one (`None` before
   the first) to a `RoundStart`.
+
+  Args:
+    model: scores rows.
+    reference: the frozen model that policies compare with.
+    policies: the slots.
+    spec: of the run.
+    seed: of the candidates.
+    pool: the rows.
+    sweep_batch_size: rows per forward pass.
+    sharding: of batches.
+    probe: computes the gradients of domains.
   """
   active = {n: p for n, p in slots(policies).items() if p.scope == "round"}
   if not active:
     return None
   everywhere = jax.NamedSharding(sharding.mesh, jax.P())  # every process reads the results
-  score_chunk = jax.jit(_scorer(model, active), out_shardings=everywhere)
+  score_chunk = jax.jit(_scorer(model, reference, active), out_shardings=everywhere)
   update = jax.jit(_updater(active), out_shardings=everywhere)
+
+  observed = frozenset[str]().union(*(policy.observes for policy in active.values()))
+  # In rounds that hold their decision, nobody reads the products of gradients.
+  unprobed = {
+    name: np.full(shape, np.nan, np.float32)
+    for name, shape in probed_shapes(spec.num_domains).items()
+    if name in observed
+  }
 
   def round_start(state: TrainState, round_: int, last: plan.RoundRows | None) -> RoundStart:
     due = {n: bool(sweep_due(state.policies[n])) for n in active}
@@ -65,15 +103,18 @@ def make_round_start(
     }
     if last is not None and last.ids_C is not None and not due["selection"]:
       ids["selection"] = last.ids_C  # the held decision is about these
-    context = (state.policies, state.step)
+    facts = {"step": state.step, **target_fields(state.target)}
+    context = (state.policies, state.fixed, facts)
     scored = [n for n, p in active.items() if p.score is not None]
     # Where a decision is held, one row tells the shape of the scores that are not needed.
     swept = {n: ids[n] if due[n] else ids[n][:1] for n in scored}
     scores: dict[str, np.ndarray] = {}
+    spent = Cost()
     for rows in _distinct(list(swept.values())):  # slots that sweep the same rows share a pass
       found = pool_lib.sweep(
         score_chunk, state.model_params, context, pool, rows, sweep_batch_size, sharding
       )
+      spent = spent.plus(Cost(forward=len(rows)))
       scores |= {n: found[n] for n in scored if np.array_equal(swept[n], rows)}
     for name in scored:
       if not due[name]:
@@ -85,30 +126,36 @@ def make_round_start(
       )
       for n in active
     }
-    decisions, states = update(loader.place(host, everywhere), state.policies, state.step)
+    if probe is not None:
+      probes = any(due[n] and active[n].observes & PROBED for n in active)
+      facts |= probe.compute(state, round_) if probes else unprobed
+      spent = spent.plus(probe.cost) if probes else spent
+    decisions, states = update(loader.place(host, everywhere), state.policies, facts)
     state = state._replace(policies=state.policies | states)
     fetched = jax.device_get(decisions)
     metrics = {n: d.metrics for n, d in fetched.items() if d.metrics is not None}
     mixture = fetched["mixture"].logits if "mixture" in fetched else None
     decided = _round_rows(fetched, ids, len(pool), round_)
-    return RoundStart(state, decided, mixture, metrics)
+    return RoundStart(state, decided, mixture, metrics, spent)
 
   return round_start
 
 
-def _scorer(model: LanguageModel, active: dict[str, DataPolicy]) -> Callable:
-  forward = make_forward(model)
+def _scorer(
+  model: LanguageModel, reference: LanguageModel | None, active: dict[str, DataPolicy]
+) -> Callable:
+  scored = {name: policy for name, policy in active.items() if policy.score is not None}
+  wanted = frozenset[str]().union(*(policy.observes for policy in scored.values()))
+  passes = make_passes(model, reference, wanted)
 
   def score_chunk(params: Any, context: Any, batch: loader.Batch) -> dict[str, jax.Array]:
-    states, step = context
-    inputs = inputs_and_targets(batch.tokens, batch.segments)
-    token_loss = forward(params, inputs)
+    states, fixed, facts = context
+    rows = Microbatch(batch, inputs_and_targets(batch.tokens, batch.segments))
+    seen, _ = passes.look(params, rows)
+    seen = seen._replace(**passes.besides(params, fixed, rows, None))
     return {
-      name: policy.score(
-        example_stats(batch, inputs, token_loss, policy.observes, {"step": step}),
-        states[name],
-      )
-      for name, policy in active.items()
+      name: policy.score(example_stats(*rows[:2], seen, policy.observes, facts), states[name])
+      for name, policy in scored.items()
       if policy.score is not None
     }
 
@@ -117,16 +164,12 @@ def _scorer(model: LanguageModel, active: dict[str, DataPolicy]) -> Callable:
 
 def _updater(active: dict[str, DataPolicy]) -> Callable:
   def update(
-    stats: dict[str, ExampleStats], states: dict[str, Any], step: jax.Array
+    stats: dict[str, ExampleStats], states: dict[str, Any], facts: dict[str, Any]
   ) -> tuple[dict[str, Decision], dict[str, Any]]:
     decisions, new = {}, {}
     for name, policy in active.items():
-      known = ExampleStats(
-        example_id=stats[name].example_id,
-        domain=stats[name].domain,
-        score=stats[name].score,
-        step=step,
-      )
+      observed = {field: x for field, x in facts.items() if field in policy.observes}
+      known = dataclasses.replace(stats[name], **observed)
       decisions[name], new[name] = policy.update(known, states[name])
     return decisions, new
 

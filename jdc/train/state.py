@@ -22,6 +22,15 @@ class Weights(NamedTuple):
   fingerprint: str  # of the contents: a resumed run must find the same
 
 
+class Reference(NamedTuple):
+  """A frozen model with whose losses policies compare those of the trained one."""
+
+  model: LanguageModel
+  load: Callable[[jax.sharding.Mesh], Any]  # -> its parameters, laid out on the mesh
+  fingerprint: str  # of its contents: a resumed run must find the same
+  cache: str | None = None  # folder for losses computed once; `None`: computed in each step
+
+
 class Start(NamedTuple):
   """A model, what its parameters start from, and which of them are trained."""
 
@@ -37,6 +46,13 @@ class Params(NamedTuple):
 
   trained: Any
   frozen: Any  # `None` where all are trained
+
+
+class Fixed(NamedTuple):
+  """What a step reads besides and never changes."""
+
+  reference: Any = None  # parameters of the reference model
+  target: Any = None  # rows of the target set, `jdc.stats.target.TargetRows`
 
 
 def full_params(trained: Any, frozen: Any) -> Any:
@@ -55,6 +71,8 @@ class TrainState(NamedTuple):
   key: jax.Array  # key[], of draws inside the step
   skipped: jax.Array  # i32[], steps whose loss or gradient was not finite
   skipped_in_row: jax.Array  # i32[], of these, the ones up to now without a break
+  target: Any = None  # statistics of the target set, `jdc.stats.target.TargetState`
+  fixed: Fixed = Fixed()  # in no checkpoint
 
   @property
   def model_params(self) -> Any:
@@ -99,7 +117,10 @@ def init(
   mesh: jax.sharding.Mesh,
   seed: int,
 ) -> TrainState:
-  """Returns a fresh state, every array created where it belongs on the mesh."""
+  """Returns a fresh state, every array created where it belongs on the mesh.
+
+  It has no statistics of a target set yet.
+  """
   key, shapes = jax.random.key(seed), abstract(start, optimizer, policy_states, mesh)
   params, frozen = initial_params(start, shapes.params, key), shapes.frozen
   if frozen is not None:
@@ -112,6 +133,11 @@ def init(
 
   created = jax.jit(create, out_shardings=_shardings(rest))(params, key)
   return created._replace(params=params, frozen=frozen)
+
+
+def saved_part(state: TrainState) -> TrainState:
+  """Returns the state without what no checkpoint holds."""
+  return state._replace(frozen=None, fixed=Fixed())
 
 
 def with_frozen(state: TrainState, shapes: TrainState, start: Start, seed: int) -> TrainState:
@@ -149,8 +175,17 @@ def abstract(
   optimizer: optax.GradientTransformation,
   policy_states: dict[str, Any],
   mesh: jax.sharding.Mesh,
+  target_shapes: Callable[[Any], Any] | None = None,
 ) -> TrainState:
-  """Returns the shapes and shardings of a state, as a target to restore into."""
+  """Returns the shapes and shardings of a state, as a target to restore into.
+
+  Args:
+    start: the model.
+    optimizer: of the trained parameters.
+    policy_states: of the slots.
+    mesh: where the arrays lie.
+    target_shapes: shapes of the model's parameters -> those of the target set's statistics.
+  """
   key = jax.random.key(0)
   params, frozen = jax.eval_shape(start.model.init, key), None
   specs, frozen_specs = start.model.partition_specs(params), None
@@ -162,6 +197,8 @@ def abstract(
     return _created(params, frozen, optimizer, policy_states, key)
 
   shapes = jax.eval_shape(create, key, params, frozen)
+  if target_shapes is not None:
+    shapes = shapes._replace(target=target_shapes(shapes.model_params))
   everywhere = sharding.replicated(mesh)
   placed = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), (specs, frozen_specs))
   shardings = jax.tree.map(lambda _: everywhere, shapes)._replace(

@@ -15,8 +15,16 @@ from jdc.policies.base import Decision
 from jdc.policies.combine import Policies
 from jdc.train import objective
 from jdc.train.candidates import CandidateDraw, select
-from jdc.train.gradients import Microbatch, make_forward, make_gradients, make_loss_sum
-from jdc.train.observe import make_updater, mean_loss, num_tokens, replicate
+from jdc.train.gradients import make_gradients
+from jdc.train.observe import (
+  make_updater,
+  mean_loss,
+  num_tokens,
+  observed_of,
+  replicate,
+  target_fields,
+)
+from jdc.train.passes import Microbatch, make_passes
 from jdc.train.state import Params, TrainState, slots
 
 _DROPOUT = 1  # a stream of the step's key; the choice among candidates has the key itself
@@ -29,6 +37,7 @@ class StepOutput(NamedTuple):
   """
 
   loss: jax.Array  # f32[], the weighted loss
+  balance_loss: jax.Array | None  # f32[], of a mixture of experts, as added to the loss
   grad_norm: jax.Array  # f32[], before clipping
   learning_rate: jax.Array  # f32[]
   skipped: jax.Array  # bool[], loss or gradient not finite: no update
@@ -51,6 +60,7 @@ class StepOptions:
   accumulation_steps: int = 1  # microbatches of one optimizer step
   num_kept: int = 0  # rows that a step-scope selection keeps, 0 without one
   candidate_draw: CandidateDraw = "top_k"
+  num_target_rows: int = 8  # drawn in a step, where `target_alignment` is observed
   row_weights: bool = False  # rows carry weights: of a round decision, or of their selection
   weighted_slots: frozenset[str] = frozenset()  # step-scope slots whose decision has weights
 
@@ -61,6 +71,7 @@ def make_train_step(
   learning_rate: optax.Schedule,
   policies: Policies,
   options: StepOptions,
+  reference: LanguageModel | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepOutput]]:
   """Returns the function of one optimizer step; jit it with the state donated.
 
@@ -70,42 +81,37 @@ def make_train_step(
     learning_rate: of the optimizer by its own step count, for policies and logs.
     policies: what acts; step-scope slots are updated in the step.
     options: loss, accumulation and the choice among candidates.
+    reference: a frozen model that policies compare with; its parameters are in the state.
   """
-  forward, update = make_forward(model), make_updater(policies)
+  observed = observed_of(policies, "step")
+  passes = make_passes(model, reference, observed, options.num_target_rows)
+  update = make_updater(policies)
   in_step = {name for name, policy in slots(policies).items() if policy.scope == "step"}
   selects = "selection" in in_step
   trained = in_step & {"weighting"} if selects else in_step
   gradients = make_gradients(
-    forward, make_loss_sum(model), update, policies, trained, options.weighted_slots & trained,
+    passes, update, policies, trained, options.weighted_slots & trained,
     options.row_weights, options.loss_average, options.accumulation_steps,
   )  # fmt: skip
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepOutput]:
     rate = jnp.asarray(learning_rate(state.step - state.skipped), jnp.float32)
-    scalars = {"step": state.step, "learning_rate": rate}
+    context = {"step": state.step, "learning_rate": rate, **target_fields(state.target)}
+    params = Params(state.params, state.frozen)
+    key = jax.random.fold_in(state.key, state.step)
     decisions: dict[str, Decision] = {}
     states = state.policies
     if selects:
-      key = jax.random.fold_in(state.key, state.step)
-      score = (forward, update, options.accumulation_steps)
       batch, decisions, states = select(
-        *score,
-        options.num_kept,
-        options.candidate_draw,
-        key,
-        state.model_params,
-        batch,
-        scalars,
-        states,
-      )
+        passes, update, options.accumulation_steps, options.num_kept, options.candidate_draw,
+        key, params, state.fixed, batch, context, states,
+      )  # fmt: skip
     inputs = inputs_and_targets(batch.tokens, batch.segments)
-    noise = None
-    if model.dropout:
-      noise = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _DROPOUT)
-    loss, grads, token_loss, chosen, weight_B, states = gradients(
-      Params(state.params, state.frozen), Microbatch(batch, inputs, noise), scalars, states
-    )
-    decisions |= chosen
+    noise = jax.random.fold_in(key, _DROPOUT) if model.dropout else None
+    rows = Microbatch(batch, inputs, noise)
+    found = gradients(params, state.fixed, rows, key, context, states)
+    loss, grads, states = found.loss, found.grads, found.states
+    decisions |= found.decisions
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
@@ -129,14 +135,15 @@ def make_train_step(
     examples = {
       "example_id": batch.example_id,
       "domain": batch.domain,
-      "loss_B": mean_loss(batch, inputs, token_loss),
+      "loss_B": mean_loss(batch, inputs, found.seen.token_loss),
       "num_tokens_B": num_tokens(batch, inputs),
-      "weight_B": weight_B,
+      "weight_B": found.weight,
     }
     packed = batch.max_segments is not None
     filled = jnp.mean(batch.segments != 0, dtype=jnp.float32) if packed else None
     output = StepOutput(
       loss=loss,
+      balance_loss=found.balance_loss,
       grad_norm=grad_norm,
       learning_rate=rate,
       skipped=~finite,

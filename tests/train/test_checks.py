@@ -7,7 +7,7 @@ import pytest
 
 from jdc import policies
 from jdc.policies import DataPolicy, Decision, RunSpec, mixture, selection
-from jdc.train import setup
+from jdc.train import checks
 
 SPEC = RunSpec(
   num_examples=30, num_domains=3, domain_names=("a", "b", "c"), domain_sizes=(10,) * 3,
@@ -51,7 +51,7 @@ def test_weights_of_a_round_that_no_row_carries_are_refused(slot, size, fields):
   policy = weighting_of((1,))._replace(scope="round")
   spec = SPEC._replace(sweep_size=30, sequence_length=4)
   with pytest.raises(ValueError) as error:
-    setup.check_decisions({slot: decision}, spec, policies.combine(**{slot: policy}))
+    checks.check_decisions({slot: decision}, spec, policies.combine(**{slot: policy}))
   for field in fields:
     assert f"{field} of a round-scope {slot} do not reach the rows" in str(error.value)
 
@@ -65,9 +65,9 @@ def test_weights_of_packed_rows_are_those_of_their_records(weights, token_weight
   spec = SPEC._replace(batch_size=8 * 5, sequence_length=32)
   arguments = ({"weighting": decision}, spec, policies.combine(weighting=weighting_of((1,))), 5)
   if right:
-    return setup.check_decisions(*arguments)
+    return checks.check_decisions(*arguments)
   with pytest.raises(ValueError, match=r"not \(40,\)|not \(8, 32\)"):
-    setup.check_decisions(*arguments)
+    checks.check_decisions(*arguments)
 
 
 @pytest.mark.parametrize("sweep_rows", [2, 10**6])

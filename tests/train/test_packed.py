@@ -16,7 +16,7 @@ from jdc.models.base import LanguageModel
 from jdc.models.decoder import decoder
 from jdc.models.decoder_config import DecoderConfig
 from jdc.policies import DataPolicy, Decision, RunSpec, mixture, weighting
-from jdc.train import gradients, observe, sharding
+from jdc.train import observe, passes, sharding
 from jdc.train import state as state_lib
 from jdc.train.step import StepOptions, make_train_step
 
@@ -100,8 +100,8 @@ def statistics(name, packed):
 
   def compute(params, batch):
     inputs = inputs_and_targets(batch.tokens, batch.segments)
-    token_loss = gradients.make_forward(model)(params, inputs)
-    return observe.example_stats(batch, inputs, token_loss, observe.PROVIDED, scalars)
+    seen = passes.Seen(passes.make_forward(model)(params, inputs), {})
+    return observe.example_stats(batch, inputs, seen, observe.PLAIN | scalars.keys(), scalars)
 
   mesh = sharding.make_mesh(data=8)
   with jax.set_mesh(mesh):

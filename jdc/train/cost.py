@@ -1,0 +1,47 @@
+"""What policies cost: rows passed through models besides those that are trained."""
+
+from typing import NamedTuple
+
+from jdc.policies.combine import Policies
+from jdc.train.config import RunConfig
+from jdc.train.observe import observed_of
+from jdc.train.passes import REFERENCE
+from jdc.train.state import slots
+from jdc.train.step import StepOptions
+
+
+class Cost(NamedTuple):
+  """Rows of `sequence_length` positions."""
+
+  forward: int = 0
+  backward: int = 0  # each about two forward passes
+
+  def plus(self, other: "Cost") -> "Cost":
+    """Returns the sum."""
+    return Cost(self.forward + other.forward, self.backward + other.backward)
+
+
+def of_step(
+  config: RunConfig,
+  policies: Policies,
+  options: StepOptions,
+  *,
+  reference_in_step: bool,
+) -> Cost:
+  """Returns what one step costs beyond one forward and backward pass over its batch.
+
+  `target_alignment` differentiates a backward pass once more: it counts as the target rows and
+  the batch forward and backward, and the batch backward twice again.
+  """
+  observed = observed_of(policies, "step")
+  rows, candidates = config.batch_size, config.plan.num_candidates
+  forward, backward = candidates, 0
+  pointwise = all(slots(policies)[name].pointwise for name in options.weighted_slots)
+  if config.accumulation_steps > 1 and not pointwise:
+    forward += rows  # losses of the whole batch come before any gradient
+  if observed & REFERENCE and reference_in_step:
+    forward += rows + candidates
+  if "target_alignment" in observed:
+    forward += rows + config.target.alignment_rows
+    backward += 3 * rows + config.target.alignment_rows
+  return Cost(forward, backward)

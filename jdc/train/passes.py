@@ -1,0 +1,156 @@
+"""The forward passes of a run, and what they tell of the rows."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jdc.data.batch import RowInputs, inputs_and_targets
+from jdc.data.loader import Batch
+from jdc.models.base import LanguageModel
+from jdc.stats import embeddings
+from jdc.stats.alignment import make_products, make_target_gradient
+from jdc.stats.target_rows import sample_rows
+from jdc.train.state import Fixed, Params
+
+EMBEDDINGS = frozenset(embeddings.POOLINGS)
+_TARGET_ROWS = 2  # a stream of the step's key, beside those in `step`
+REFERENCE = frozenset({"reference_loss", "reference_token_loss"})
+
+
+class Seen(NamedTuple):
+  """What the passes over some rows tell, [B, ...] each; `None` where nothing reads it."""
+
+  token_loss: jax.Array  # f32[B, T]
+  embeddings: dict[str, jax.Array]  # f32[B, D], or [B, S, D] of packed rows
+  reference_token_loss: jax.Array | None = None  # f32[B, T]
+  target_alignment: jax.Array | None = None  # f32[B]
+
+
+class Microbatch(NamedTuple):
+  """What the losses of some rows are computed from."""
+
+  batch: Batch
+  inputs: RowInputs
+  key: jax.Array | None = None  # of the noise of training
+
+
+class Passes(NamedTuple):
+  """The passes of a run; `params` are those of the model, in one tree."""
+
+  # (params, rows) -> what is seen, and the balance loss of a mixture of experts, or None
+  look: Callable[..., tuple[Seen, jax.Array | None]]
+  # (params, rows, weights f32[B, T]) -> the weighted sum of losses, and as from `look`
+  weighted: Callable[..., tuple[jax.Array, Seen, jax.Array | None]]
+  # (params in parts, fixed, key) -> the gradient of some target rows, where it is asked for
+  direction: Callable[..., Any]
+  # (params in parts, fixed, rows, direction) -> the fields of `Seen` that other passes tell
+  besides: Callable[..., dict[str, Any]]
+
+
+def make_passes(
+  model: LanguageModel,
+  reference: LanguageModel | None,
+  wanted: frozenset[str],
+  num_target_rows: int = 0,
+) -> Passes:
+  """Returns the passes that compute losses and the statistics named in `wanted`.
+
+  Hidden states come from the pass that gives the losses. A reference model runs once more,
+  unless the batch brings its losses. `target_alignment` is with the gradient of
+  `num_target_rows` rows of the target set, drawn anew in each step.
+  """
+  pooled = sorted(wanted & EMBEDDINGS)
+  forward, loss_sum = make_forward(model), make_loss_sum(model)
+  reference_forward = make_forward(reference) if reference is not None else None
+  whole = bool(pooled) or model.balance_weight > 0
+
+  def look(params: Any, rows: Microbatch) -> tuple[Seen, jax.Array | None]:
+    if not whole:
+      return Seen(forward(params, rows.inputs, rows.key), {}), None
+    assert model.outputs is not None
+    noise = {} if rows.key is None else {"key": rows.key}
+    tokens, targets, positions, segments, _ = rows.inputs
+    found = model.outputs(params, tokens, targets, positions, segments, **noise)
+    pools = {
+      name: embeddings.POOLINGS[name](found.hidden, segments, rows.batch.max_segments)
+      for name in pooled
+    }
+    balance = None
+    if model.balance_weight > 0:
+      assert found.balance_loss is not None
+      balance = model.balance_weight * found.balance_loss
+    return Seen(found.token_loss, pools), balance
+
+  def weighted(
+    params: Any, rows: Microbatch, weight_BxT: jax.Array
+  ) -> tuple[jax.Array, Seen, jax.Array | None]:
+    if whole:
+      seen, balance = look(params, rows)
+      return jnp.sum(seen.token_loss * weight_BxT), seen, balance
+    loss, token_loss = loss_sum(params, rows.inputs, weight_BxT, rows.key)
+    return loss, Seen(token_loss, {}), None
+
+  aligned = "target_alignment" in wanted
+  target_gradient, products = make_target_gradient(model), make_products(model)
+
+  def direction(params: Params, fixed: Fixed, key: jax.Array) -> Any:
+    if not aligned:
+      return None
+    key = jax.random.fold_in(key, _TARGET_ROWS)
+    drawn = sample_rows(fixed.target, key, num_target_rows)
+    return target_gradient(params, inputs_and_targets(drawn.tokens, drawn.segments))
+
+  def besides(params: Params, fixed: Fixed, rows: Microbatch, direction: Any) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    if wanted & REFERENCE:
+      losses = rows.batch.reference_token_loss
+      if losses is None:
+        assert reference_forward is not None
+        losses = reference_forward(fixed.reference, rows.inputs)
+      told["reference_token_loss"] = losses
+    if aligned:
+      told["target_alignment"] = products(params, rows.inputs, direction)
+    return told
+
+  return Passes(look, weighted, direction, besides)
+
+
+def make_forward(model: LanguageModel) -> Callable[..., jax.Array]:
+  """Returns `(params, inputs, key=None) -> f32[B, T]`, the token losses of rows.
+
+  A key draws the noise of training, in models that have it; without one there is none.
+  """
+
+  def forward(params: Any, inputs: RowInputs, key: jax.Array | None = None) -> jax.Array:
+    noise = {} if key is None else {"key": key}
+    return model.token_losses(
+      params, inputs.tokens, inputs.targets, inputs.positions, inputs.segments, **noise
+    )
+
+  return forward
+
+
+def make_loss_sum(model: LanguageModel) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """Returns `(params, inputs, weights f32[B, T], key=None) -> (f32[], f32[B, T])`.
+
+  The sum of weights times losses, and the losses, which are constants for the gradient.
+  """
+  forward, offered = make_forward(model), model.weighted_loss
+
+  def plain(
+    params: Any, inputs: RowInputs, weight_BxT: jax.Array, key: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    token_loss = forward(params, inputs, key)
+    return jnp.sum(token_loss * weight_BxT), jax.lax.stop_gradient(token_loss)
+
+  def own(
+    params: Any, inputs: RowInputs, weight_BxT: jax.Array, key: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    assert offered is not None
+    noise = {} if key is None else {"key": key}
+    tokens, targets, positions, segments, _ = inputs
+    return offered(params, tokens, targets, positions, segments, weight_BxT, **noise)
+
+  return plain if offered is None else own
