@@ -65,7 +65,7 @@ def make_arrange(
     # Sizes are powers of two, so that few of them are compiled; padding sorts last.
     size = 1 << max(len(ids) - 1, 1).bit_length()
     padded = np.full(size, np.inf, np.float32)
-    padded[: len(ids)] = scores
+    padded[: len(ids)] = np.where(scores == np.inf, np.nan, scores)  # no row is padding
     seed = int(np.random.SeedSequence(stream).generate_state(1)[0])
     positions = np.asarray(order(jnp.asarray(padded), jax.random.key(seed)))
     positions = positions[positions < len(ids)]

@@ -109,6 +109,7 @@ def plan_spec(
     ordered=policies.ordering is not None,
     draw=cast(Any, fields.draw),  # checked by PlanSpec, as the next ones
     top_k_fraction=fields.top_k_fraction,
+    queue=cast(Any, fields.queue),
     domain_draw=cast(Any, fields.domain_draw),
     steps_per_round=fields.steps_per_round,
     round_ends=cast(Any, fields.round_ends),
