@@ -158,6 +158,25 @@ def test_logits_agree_beside_padding(case, saved):
   np.testing.assert_allclose(actual[mask > 0], expected[mask > 0], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("case", ["mixtral", "olmoe"])
+def test_the_balance_of_experts_agrees(case, saved):
+  """Theirs, k times ours, of one layer at a time; and the load of the last one."""
+  config, model, params = ours(saved(case))
+  tokens, k = random_tokens(3, 24), config.experts_per_token
+  mask = np.int32(np.arange(24) < np.array([[24], [17], [5]]))
+  positions = np.broadcast_to(np.arange(24, dtype=np.int32), mask.shape)
+  actual = jax.jit(model.outputs)(params, tokens, tokens, positions, mask)
+  given, mask = torch.tensor(tokens), torch.tensor(mask)
+  with torch.no_grad():
+    layers = peer(case)(given, attention_mask=mask, output_router_logits=True).router_logits
+  loss = transformers.models.mixtral.modeling_mixtral.load_balancing_loss_func
+  theirs = [float(loss((layer,), config.num_experts, k, mask)) for layer in layers]
+  np.testing.assert_allclose(actual.balance_loss, np.mean(theirs) / k, rtol=1e-5)
+  chosen = torch.topk(layers[-1], k).indices.reshape(3, -1, k)
+  counts = torch.nn.functional.one_hot(chosen).sum(2) * mask[..., None]
+  np.testing.assert_array_equal(actual.expert_load, counts.sum(1))
+
+
 @pytest.mark.parametrize("case", ["llama_linear", "gemma3_text"])
 def test_packed_documents_are_as_alone(case, saved):
   _, model, params = ours(saved(case))

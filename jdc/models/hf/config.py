@@ -32,8 +32,11 @@ def from_hf_config(source: Source, **changes: Any) -> DecoderConfig:
   """The decoder that a `config.json` of transformers 4 or 5 describes.
 
   Absent keys have the value that transformers gives them. Keys that concern transformers
-  itself, generation or the auxiliary loss of a router are not read; neither is the precision,
-  which is the caller's choice.
+  itself or generation are not read; neither are the precision and the auxiliary loss of a
+  router, which are the caller's choice. What transformers adds to a loss with
+  `output_router_logits`, which published checkpoints do not set, and `router_aux_loss_coef` = c
+  is balance_weight = c * num_experts_per_tok: its shares of the k choices sum to k. It takes
+  them over all layers together, where `jdc.models.moe.balance_loss` averages over layers.
 
   Args:
     source: the content of the file, its path, or the path of its folder. Of a multimodal
