@@ -116,8 +116,7 @@ def loss_reweighting(
     valid_B = stats.num_tokens > 0
     usable_B = valid_B & jnp.isfinite(loss_B)
     h_B = _scaled(loss_B, usable_B, delta)
-    share_B = jax.nn.softmax(jnp.where(usable_B, importance(h_B) / r, -jnp.inf), where=usable_B)
-    weights_B = jnp.where(usable_B, share_B * jnp.sum(usable_B), 0.0)
+    weights_B = normalized(importance(h_B) / r, usable_B)
     num_nonfinite = jnp.sum(valid_B & ~usable_B, dtype=jnp.int32)
     decision = Decision(weights=weights_B, metrics=_metrics(weights_B, num_nonfinite, r))
     return decision, LossReweightingState(state.num_updates + 1)
@@ -134,6 +133,20 @@ def _scaled(loss_B: jax.Array, usable_B: jax.Array, delta: float) -> jax.Array:
   spread = jnp.maximum(highest - lowest, 5e-7)
   h_B = delta * (((half_B - lowest) - (highest - half_B)) / spread)
   return jnp.where(usable_B, h_B, 0.0)
+
+
+def normalized(logits_B: jax.Array, usable_B: jax.Array) -> jax.Array:
+  """Returns B' softmax(logits) over the B' usable rows, exactly 1 where all are alike; else 0.
+
+  Args:
+    logits_B: f32[B], finite where usable.
+    usable_B: bool[B].
+  """
+  highest = jnp.max(jnp.where(usable_B, logits_B, -jnp.inf), initial=-jnp.inf)
+  power_B = jnp.where(usable_B, jnp.exp(jnp.where(usable_B, logits_B - highest, 0.0)), 0.0)
+  total = jnp.sum(power_B)
+  # A quotient of two numbers; shares times B' would be a little off 1 for some B'.
+  return power_B * (jnp.sum(usable_B) / jnp.where(total > 0, total, 1.0))
 
 
 def _importance(strategy: Strategy, delta: float) -> Callable[[jax.Array], jax.Array]:

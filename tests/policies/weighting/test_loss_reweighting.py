@@ -153,3 +153,15 @@ def test_rejects_all_at_once():
     loss_reweighting(burn_in_steps=0).init(SPEC._replace(batch_size=0), KEY)
   with pytest.raises(TypeError, match="strength"):
     loss_reweighting(strength=1.0)
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "upper"])
+def test_equal_losses_weigh_exactly_one(strategy):
+  """For any number of rows: 41 times 1/41 is not 1 in float32."""
+  policy = loss_reweighting(strategy, burn_in_steps=0)
+  _, state = policy.init(SPEC._replace(batch_size=128), KEY)
+  update = jax.jit(lambda stats: policy.update(stats, state)[0].weights)
+  for rows in range(1, 129):
+    tokens_B = jnp.asarray(np.arange(128) < rows, jnp.int32)
+    weights = update(ExampleStats(loss=jnp.full(128, 2.3), num_tokens=tokens_B))
+    np.testing.assert_array_equal(weights, tokens_B)
