@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jdc.policies import checks
 from jdc.policies.base import DataPolicy, Decision, ExampleStats, PolicyState, RunSpec
 from jdc.policies.weighting import directions
+from jdc.policies.weighting.loss_reweighting import normalized
 
 Objective = Literal["joint", "alignment", "diversity", "uniform"]
 
@@ -125,7 +126,7 @@ def joint_update_aware(
     def target_weights(weights_B: jax.Array) -> jax.Array:
       pull_D = directions.dot(weights_B, z_BxD) / jnp.maximum(num_usable, 1.0)
       objective_B = aligned_B - redundancy * directions.dot(z_BxD, pull_D)
-      return _softmax_times(objective_B / temperature, usable_B, num_usable)
+      return normalized(objective_B / temperature, usable_B)
 
     weights_B = usable_B.astype(jnp.float32)
     for _ in range(iterations):
@@ -145,16 +146,5 @@ def joint_update_aware(
 
 def _mean_direction(embedding_MxD: jax.Array, finite_M: jax.Array) -> jax.Array:
   """Returns the direction of the mean of the embeddings that are finite."""
-  x_MxD = jnp.where(finite_M[:, None], embedding_MxD, 0.0).astype(jnp.float32)
-  # Over the largest entry, because the sum of large embeddings would overflow.
-  largest = jnp.max(jnp.abs(x_MxD), initial=0.0)
-  return directions.unit(jnp.sum(x_MxD / jnp.where(largest > 0, largest, 1.0), axis=0))
-
-
-def _softmax_times(logits_B: jax.Array, usable_B: jax.Array, total: jax.Array) -> jax.Array:
-  """Returns `total` times the softmax over usable rows: exactly 1 where all are alike."""
-  shift = jnp.max(jnp.where(usable_B, logits_B, -jnp.inf), initial=-jnp.inf)
-  shifted_B = jnp.where(usable_B, logits_B - shift, -jnp.inf)
-  weight_B = jnp.exp(shifted_B)
-  sum_B = jnp.sum(weight_B)
-  return weight_B * (total / jnp.where(sum_B > 0, sum_B, 1.0))
+  used_MxD = jnp.where(finite_M[:, None], embedding_MxD, 0.0)
+  return directions.unit(jnp.sum(directions.moderate(used_MxD), axis=0))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from jdc.policies import checks
 from jdc.policies.base import DataPolicy, Decision, ExampleStats, PolicyState, RunSpec
+from jdc.policies.weighting import directions
 
 
 def learning_to_reweight() -> DataPolicy:
@@ -60,13 +61,13 @@ def learning_to_reweight() -> DataPolicy:
     valid_B = stats.num_tokens > 0
     usable_B = valid_B & jnp.isfinite(alignment_B)
     gain_B = jnp.where(usable_B, jnp.maximum(alignment_B, 0.0), 0.0)
-    # Over the largest, because their sum could overflow or vanish.
+    gain_B = directions.moderate(gain_B)
     highest = jnp.max(gain_B, initial=0.0)
-    helps = highest >= jnp.finfo(jnp.float32).tiny
-    gain_B = jnp.where(helps, gain_B / jnp.where(helps, highest, 1.0), 0.0)
-    total = jnp.where(helps, jnp.sum(gain_B), 1.0)
-    # Equal gains are 1 by now, and their weights as well.
-    weights_B = gain_B * (jnp.sum(usable_B) / total)
+    # A quotient of equal numbers need not be 1 where it is computed as a product.
+    gain_B = jnp.where(gain_B == highest, 1.0, gain_B / jnp.where(highest > 0, highest, 1.0))
+    gain_B = jnp.where(usable_B & (highest > 0), gain_B, 0.0)
+    total = jnp.sum(gain_B)
+    weights_B = gain_B * (jnp.sum(usable_B) / jnp.where(total > 0, total, 1.0))
     metrics = {
       "num_nonfinite": jnp.sum(valid_B & ~usable_B, dtype=jnp.int32),
       "num_positive": jnp.sum(weights_B > 0, dtype=jnp.int32),
