@@ -66,6 +66,11 @@ POLICIES = [
   Case("odm_cumulative", mixture.odm(reward="cumulative", warmup_steps=0), reward),
   Case("odm_smoothed_mean", mixture.odm(reward="smoothed_mean", warmup_steps=0), reward),
   Case("odm_paper_smoothed", mixture.odm("paper", "smoothed_mean", warmup_steps=0), reward),
+  Case("doge", mixture.doge()),
+  Case("doge_target", mixture.doge("target", "repository", max_grad_norm=1.0)),
+  Case("pike", mixture.pike(0.01, 0.1, 4)),
+  Case("pike_exact", mixture.pike(0.3, 0.1, 4, "exact", alignment=0.1)),
+  Case("pike_balanced", mixture.pike(0.01, 0.1, 4, tau=2.0)),
   Case("random", selection.random(0.3)),
   Case("loss_high", selection.loss()),
   Case("loss_medium", selection.loss("medium", temperature=0.0)),
@@ -76,6 +81,22 @@ POLICIES = [
   Case("reweighting_extremes", weigh.loss_reweighting("extremes", burn_in_steps=0)),
   Case("reweighting_upper", weigh.loss_reweighting("upper", 1e-3, burn_in_steps=0)),
   Case("reweighting_code_uniform", weigh.loss_reweighting("code_uniform", burn_in_steps=0)),
+  Case("adapt", weigh.adapt()),
+  Case("adapt_last_token", weigh.adapt(0.1, "last_token_embedding")),
+  Case("joint_update_aware", weigh.joint_update_aware()),
+  Case("joint_diversity", weigh.joint_update_aware("diversity", 0.5, damping=0.3)),
+  Case("learning_to_reweight", weigh.learning_to_reweight()),
+  Case("focal", weigh.focal()),
+  Case("ohem", weigh.ohem(0.3)),
+  Case("ohem_k", weigh.ohem(k=15)),
+  Case("self_paced", weigh.self_paced(threshold=1.0, growth=1.2)),
+  Case("self_paced_linear", weigh.self_paced("linear", quantiles=(0.3, 0.9), growth_steps=3)),
+  Case("selective_backprop", weigh.selective_backprop()),
+  Case(
+    "selective_backprop_corrected", weigh.selective_backprop(2.0, True, capacity=40),
+    exceptions={"examples": "a full buffer forgets the first examples of its oldest batch"},
+  ),
+  Case("rho1", weigh.rho1()),
   Case("after", policies.after(2, odm), inner_reward),
   Case("after_selection", policies.after(2, selection.loss())),
   Case("every", policies.every(2, odm), inner_reward),
@@ -131,11 +152,16 @@ def make_fields(policy, seed):
     "target": TargetStats(
       gradient=jnp.asarray(rng.normal(size=(M, R)), jnp.float32),
       embedding=jnp.asarray(rng.normal(size=(M, D)), jnp.float32),
+      position_weighted_embedding=jnp.asarray(rng.normal(size=(M, D)), jnp.float32),
+      last_token_embedding=jnp.asarray(rng.normal(size=(M, D)), jnp.float32),
       loss=jnp.asarray(rng.gamma(4.0, 0.5, M), jnp.float32),
       task=jnp.asarray(rng.integers(0, 2, M), jnp.int32),
       domain=jnp.asarray(rng.integers(0, K, M), jnp.int32),
     ),
   }
+  gradient_Kx2xR = rng.normal(size=(K, 2, R))
+  products = np.einsum("iar,jbr->iajb", gradient_Kx2xR, gradient_Kx2xR)
+  fields["domain_gradient_product"] = products
   for name in sorted(policy.observes - fields.keys()):
     shape = OF_DOMAINS.get(name, (rows, *SHAPES.get(name, ())))
     fields[name] = rng.uniform(0.1, 1.0, shape) * (1 if "probability" in name else 4)
@@ -222,9 +248,10 @@ def test_decisions_and_states_are_as_init_promised(case):
 @holding("types")
 def test_decides_something_of_a_known_shape(case):
   decision, _ = case.policy.init(SPEC, KEY)
-  assert decision.logits is not None or decision.weights is not None
+  assert any(x is not None for x in decision[:3])
   assert decision.logits is None or decision.logits.shape in {(K,), (C,), (N,)}
   assert decision.weights is None or decision.weights.shape == (rows_of(case.policy),)
+  assert decision.token_weights is None or decision.token_weights.shape == (B, T)
 
 
 def spoilt(policy):
@@ -281,6 +308,8 @@ def relabel(spec, fields, order):
     changed["domain"] = np.where(real, label[fields["domain"]], 0)
   for name in OF_DOMAINS.keys() & changed.keys():
     changed[name] = fields[name][order]
+  if "domain_gradient_product" in changed:  # about pairs of domains
+    changed["domain_gradient_product"] = changed["domain_gradient_product"][:, :, order]
   return spec, changed
 
 
@@ -307,7 +336,7 @@ def test_equivariant_in_the_order_of_examples(case):
   ]
   _, decisions, _ = run(case, all_fields)
   _, decisions_shuffled, _ = run(case, shuffled)
-  pick = lambda x: x[order] if x.shape == order.shape else x
+  pick = lambda x: x[order] if x.shape[:1] == order.shape else x
   for one, other in zip(decisions, decisions_shuffled, strict=True):
     assert_close(other, jax.tree.map(pick, one), rtol=1e-5, atol=1e-5)
 
