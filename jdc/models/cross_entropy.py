@@ -224,8 +224,9 @@ def _token_losses_backward(length: int, residuals: Any, weights_P: Any) -> Any:
     )
 
   start = jnp.zeros(output_DxV.shape, jnp.float32) if wanted.output else None
+  # Checkpointed for the derivative of a gradient, which would keep the logits of all chunks.
   output_gradient, hidden_gradient = _scan_chunks(
-    one_chunk, start, length, hidden_PxD, targets_P, logsumexp_P, weights_P
+    jax.checkpoint(one_chunk), start, length, hidden_PxD, targets_P, logsumexp_P, weights_P
   )
   if wanted.output:
     output_gradient = output_gradient.astype(output_DxV.dtype)
