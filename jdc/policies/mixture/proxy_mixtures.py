@@ -71,7 +71,7 @@ def accepted(seed: int, prior_K: np.ndarray, num: int, space: Space) -> Iterator
   base_K = prior_K**space.temperature / np.sum(prior_K**space.temperature)
   ends = np.log([space.min_strength, space.max_strength])
   strengths = np.exp(np.linspace(ends[0], ends[1], _NUM_STRENGTHS))
-  size = max(1, 1_000_000 // prior_K.size)  # bounds the memory
+  size = max(1, 100_000 // prior_K.size)  # bounds the memory
   for _ in range(-(-_DRAWS_PER_MIXTURE * num // size)):
     w_NxK = _dirichlet(rng, rng.choice(strengths, (size, 1)) * base_K)
     w_NxK = np.where(w_NxK < space.minimum, 0.0, w_NxK)
