@@ -54,6 +54,7 @@ class Case:
 reward = lambda state: state.reward_K
 inner_reward = lambda state: state.inner.reward_K
 odm = mixture.odm(warmup_steps=0)
+stages = [(0, {"a": 1, "b": 1, "c": 1, "d": 0}), (3, {"a": 1, "b": 2, "c": 3, "d": 4})]
 fast = weigh.loss_reweighting(burn_in_steps=1, temperature=((0, 9.0), (3, 0.5)))
 
 # fmt: off
@@ -71,6 +72,20 @@ POLICIES = [
   Case("pike", mixture.pike(0.01, 0.1, 4)),
   Case("pike_exact", mixture.pike(0.3, 0.1, 4, "exact", alignment=0.1)),
   Case("pike_balanced", mixture.pike(0.01, 0.1, 4, tau=2.0)),
+  Case("doremi", mixture.doremi(), lambda state: state.excess_K),
+  Case("doremi_base", mixture.doremi(0.3, 1e-2, "base"), lambda state: state.excess_K),
+  Case("group_dro", mixture.group_dro(), lambda state: state.loss_K),
+  Case("group_dro_zero", mixture.group_dro(0.5, 2.0, "zero")),
+  Case("loss_proportional", mixture.loss_proportional(), lambda state: state.loss_K),
+  Case("loss_smoothed", mixture.loss_proportional(0.5, 0.9), lambda state: state.loss_K),
+  Case("dynamic_moe", mixture.dynamic_moe(every_steps=1)),
+  Case("dynamic_moe_cosine", mixture.dynamic_moe("cosine", every_steps=2)),
+  Case(
+    "random_mixture",
+    mixture.random(),
+    exceptions={"domains": "a domain's share is drawn by its place, whatever its name"},
+  ),
+  Case("mixture_schedule", mixture.schedule(stages, "cosine")),
   Case("random", selection.random(0.3)),
   Case("loss_high", selection.loss()),
   Case("loss_medium", selection.loss("medium", temperature=0.0)),
@@ -97,6 +112,7 @@ POLICIES = [
     exceptions={"examples": "a full buffer forgets the first examples of its oldest batch"},
   ),
   Case("rho1", weigh.rho1()),
+  Case("group_dro_weights", weigh.group_dro(0.1, 1.0), lambda state: state.loss_K),
   Case("after", policies.after(2, odm), inner_reward),
   Case("after_selection", policies.after(2, selection.loss())),
   Case("every", policies.every(2, odm), inner_reward),
@@ -121,7 +137,7 @@ SHAPES = {
   "token_loss": (T,), "reference_token_loss": (T,), "gradient": (R,), "update_direction": (R,),
   "embedding": (D,), "position_weighted_embedding": (D,), "last_token_embedding": (D,),
 }  # fmt: skip
-INTEGERS = {"example_id", "domain", "num_tokens", "token_mask"}
+INTEGERS = {"example_id", "domain", "num_tokens", "token_mask", "token_segment"}
 OF_DOMAINS = {
   "domain_gradient_product": (K, 2, K, 2), "domain_target_alignment": (K, 2),
   "domain_target_loss": (K,), "domain_expert_load": (K, E),
@@ -147,6 +163,7 @@ def make_fields(policy, seed):
     "domain": np.where(padding, 0, rng.integers(0, K, rows)),
     "num_tokens": np.where(padding, 0, num_tokens),
     "token_mask": np.arange(T) < np.where(padding, 0, num_tokens)[:, None],
+    "token_segment": np.where(padding, -1, np.arange(rows))[:, None] * np.ones((1, T), int),
     "step": np.int32(seed),
     "learning_rate": np.float32(1e-3),
     "target": TargetStats(
@@ -159,7 +176,7 @@ def make_fields(policy, seed):
       domain=jnp.asarray(rng.integers(0, K, M), jnp.int32),
     ),
   }
-  gradient_Kx2xR = rng.normal(size=(K, 2, R))
+  gradient_Kx2xR = np.random.default_rng((seed, 1)).normal(size=(K, 2, R))
   products = np.einsum("iar,jbr->iajb", gradient_Kx2xR, gradient_Kx2xR)
   fields["domain_gradient_product"] = products
   for name in sorted(policy.observes - fields.keys()):
@@ -268,7 +285,7 @@ def spoilt(policy):
     yield fields
   yield make_fields(policy, 99)
   only_padding = make_fields(policy, 100)
-  empty = {"example_id": -1, "domain": 0, "num_tokens": 0, "token_mask": 0}
+  empty = {"example_id": -1, "domain": 0, "num_tokens": 0, "token_mask": 0, "token_segment": -1}
   yield {n: np.full_like(v, empty[n]) if n in empty else v for n, v in only_padding.items()}
   single = make_fields(policy, 101)
   yield {n: np.full_like(v, 2) if n == "domain" else v for n, v in single.items()}
@@ -326,14 +343,20 @@ def test_equivariant_in_the_order_of_domains(case):
     assert_close(other, one, rtol=1e-5, atol=1e-5)
 
 
+def reorder(fields, order):
+  """The same batch with the row order[i] at place i."""
+  changed = {n: v[order] if np.shape(v)[:1] == order.shape else v for n, v in fields.items()}
+  if "token_segment" in changed:
+    place = np.argsort(order)
+    changed["token_segment"] = np.where(fields["token_segment"] >= 0, place[:, None], -1)[order]
+  return changed
+
+
 @holding("examples")
 def test_equivariant_in_the_order_of_examples(case):
   order = np.random.default_rng(7).permutation(rows_of(case.policy))
   all_fields = typical(case.policy)
-  shuffled = [
-    {n: v[order] if np.shape(v)[:1] == order.shape else v for n, v in fields.items()}
-    for fields in all_fields
-  ]
+  shuffled = [reorder(fields, order) for fields in all_fields]
   _, decisions, _ = run(case, all_fields)
   _, decisions_shuffled, _ = run(case, shuffled)
   pick = lambda x: x[order] if x.shape[:1] == order.shape else x
