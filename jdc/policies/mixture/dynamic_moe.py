@@ -149,14 +149,14 @@ def _normalised(load_KxE: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns rows of sum 1, uniform for zeros, and which rows are loads at all."""
   usable_K = jnp.all(jnp.isfinite(load_KxE) & (load_KxE >= 0), axis=1)
   load_KxE = jnp.where(usable_K[:, None], load_KxE, 0.0)
-  # A quarter of the mean, so that neither the sum of a row overflows nor its reciprocal, by
-  # which XLA multiplies instead of dividing, is so small that processors take it for 0.
-  num_experts = load_KxE.shape[1]
-  load_KxE = load_KxE * (0.25 / num_experts)
+  # Scaled down where large, so that no sum overflows; nor may its reciprocal, by which XLA
+  # multiplies instead of dividing, be so small that processors take it for 0.
+  large_Kx1 = jnp.max(load_KxE, axis=1, keepdims=True) > 1e18
+  load_KxE = jnp.where(large_Kx1, load_KxE * 1e-19, load_KxE)
   total_Kx1 = jnp.sum(load_KxE, axis=1, keepdims=True)
   loaded_Kx1 = total_Kx1 >= jnp.finfo(jnp.float32).tiny
   share_KxE = load_KxE / jnp.where(loaded_Kx1, total_Kx1, 1.0)
-  return jnp.where(loaded_Kx1, share_KxE, 1 / num_experts), usable_K
+  return jnp.where(loaded_Kx1, share_KxE, 1 / load_KxE.shape[1]), usable_K
 
 
 def _distances(load_KxE: jax.Array, distance: Distance) -> jax.Array:
