@@ -111,8 +111,17 @@ def test_a_round_orders_what_remains_and_takes_the_first_of_it(mixed):
 
 
 def test_a_domain_that_is_not_drawn_is_not_ordered():
-  _, made, _ = run(make_spec(), 9, p_K=(0.0, 0.2, 0.8))
-  assert {stream[2] for stream, _ in itertools.chain(*made)} == {1, 2}
+  spec, orders = make_spec(decision_lag=0), Orders()
+  planner, state = Plan(spec, orders), start(spec)
+  for _ in range(3):
+    _, state = planner.draw(state)
+  assert {stream[2] for stream in orders.streams} == {0, 1, 2}
+  orders.streams.clear()
+  with np.errstate(divide="ignore"):
+    state = plan.hold(state, np.log(np.float32([0, 0.2, 0.8])))
+  for _ in range(6):
+    _, state = planner.draw(state)
+  assert {stream[2] for stream in orders.streams} == {1, 2}
 
 
 @pytest.mark.parametrize("queue", ["epoch", "remainder"])

@@ -32,6 +32,14 @@ RUNS = {
     {"draw": "top_k", "sweep_rows": 20, "num_steps": 17},
   ),
   "sorting": (policies.combine(ordering=ordering.sorting()), {}),
+  "an epoch in order": (
+    policies.combine(ordering=ordering.saw(2, 0.1), mixture=mixture.odm(warmup_steps=1)),
+    {"queue": "epoch"},
+  ),
+  "a remainder in order": (
+    policies.combine(ordering=ordering.window_shuffle(4, ordering.segment())),
+    {"queue": "remainder"},
+  ),
   "everything": (
     policies.combine(
       mixture=mixture.odm(warmup_steps=1),
