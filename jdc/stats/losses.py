@@ -33,13 +33,26 @@ def make_example_losses(model: LanguageModel) -> Callable[[Any, RowInputs], jax.
 
 def make_mean_loss(model: LanguageModel) -> Callable[[Any, RowInputs], jax.Array]:
   """Returns `(params, inputs) -> f32[]`, the mean over all target tokens of the rows."""
-  sums = _sums(model)
+  loss_sum = make_loss_sum(model)
 
   def mean_loss(params: Any, inputs: RowInputs) -> jax.Array:
-    sum_B, tokens_B = sums(params, inputs)
-    return jnp.sum(sum_B) / jnp.maximum(jnp.sum(tokens_B), 1)
+    total, num_tokens = loss_sum(params, inputs)
+    return total / jnp.maximum(num_tokens, 1)
 
   return mean_loss
+
+
+def make_loss_sum(
+  model: LanguageModel,
+) -> Callable[[Any, RowInputs], tuple[jax.Array, jax.Array]]:
+  """Returns `(params, inputs) -> (f32[], f32[])`, the sum of losses and the target tokens."""
+  sums = _sums(model)
+
+  def loss_sum(params: Any, inputs: RowInputs) -> tuple[jax.Array, jax.Array]:
+    sum_B, tokens_B = sums(params, inputs)
+    return jnp.sum(sum_B), jnp.sum(tokens_B)
+
+  return loss_sum
 
 
 def _sums(model: LanguageModel) -> Callable[[Any, RowInputs], tuple[jax.Array, jax.Array]]:

@@ -1,6 +1,5 @@
 """Statistics of a target set: what the model makes of its rows now."""
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from jdc.data.batch import RowInputs, inputs_and_targets
 from jdc.models.base import LanguageModel
 from jdc.policies.base import TargetStats
 from jdc.stats.embeddings import POOLINGS
+from jdc.stats.probes import num_shards
 from jdc.stats.target_rows import TargetRows as TargetRows
 from jdc.stats.target_rows import choose_rows as choose_rows
 from jdc.stats.target_rows import sample_rows as sample_rows
@@ -65,7 +65,7 @@ def make_refresh(
   _check(model, wanted, batch_size, sharding)
 
   def refresh(params: Any, rows: TargetRows) -> TargetState:
-    chunks = _chunks(rows, batch_size, sharding)
+    chunks = split_rows(rows, batch_size, sharding)
     parts = jax.lax.map(lambda chunk: _sums(model, wanted, params, chunk), chunks)
     num_rows = rows.tokens.shape[0]
     parts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_rows], parts)
@@ -107,24 +107,17 @@ def _check(
   hidden = sorted(wanted & FIELDS - {"domain_target_loss"})
   if hidden and model.outputs is None:
     problems.append(f"{', '.join(hidden)} need a model that offers `outputs`")
-  shards = _num_shards(sharding)
+  shards = 1 if sharding is None else num_shards(sharding)
   if batch_size < 1 or batch_size % shards:
     problems.append(f"batch_size must be a positive multiple of {shards}, got {batch_size}")
   if problems:
     raise ValueError("; ".join(problems))
 
 
-def _num_shards(sharding: jax.NamedSharding | None) -> int:
-  if sharding is None:
-    return 1
-  axes = sharding.spec[0] or ()
-  return math.prod(
-    sharding.mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes)
-  )
-
-
-def _chunks(rows: TargetRows, batch_size: int, sharding: jax.NamedSharding | None) -> RowInputs:
-  """The rows in equal chunks, [C, batch_size, T] each; the last is padded with segment 0."""
+def split_rows(
+  rows: TargetRows, batch_size: int, sharding: jax.NamedSharding | None
+) -> RowInputs:
+  """Returns the rows in chunks, [C, batch_size, T]; the last is padded with segment 0."""
   num_rows = rows.tokens.shape[0]
   num_chunks = -(-num_rows // batch_size)
 
