@@ -18,6 +18,7 @@ from jdc.data.loader import Loader, LoaderIterator, Pool
 from jdc.data.pack import Domain
 from jdc.eval import perplexity
 from jdc.models.base import LanguageModel
+from jdc.policies.base import RunSpec
 from jdc.policies.combine import Policies
 from jdc.train import checkpoint, checks, cost, process, rounds, setup, sharding, sources
 from jdc.train import config as config_lib
@@ -66,6 +67,7 @@ class Result:
   plan: plan.PlanState
   before: dict[str, float]  # validation metrics before the first step
   after: dict[str, float] | None  # and at the end; None after SIGTERM
+  spec: RunSpec  # what policies knew about the run
 
 
 def fit(run: Run, workdir: str, *, profile: bool = False) -> Result:
@@ -162,6 +164,9 @@ def steps(
     pushes = decides_in_step and decisions["mixture"].logits is not None
     record = Record(Path(workdir), spec, config, step, described["config"], host.get("record"))
     stack.enter_context(process.closing(record))
+    if pool.reference is not None and not saved:
+      # Counted whether or not an earlier run has left them in the cache.
+      record.spend(cost.Cost(forward=len(pool)))
     trace = process.Trace(workdir, profile, step)
     tables = _tables(run)
     stack.enter_context(process.closing(trace))
@@ -235,7 +240,7 @@ def steps(
     if saved_step != step:
       save()
     checkpoints.wait()
-    return Result(state, stopped or "finished", iterator.state, before, after)
+    return Result(state, stopped or "finished", iterator.state, before, after, spec)
 
 
 def _due(every: int, step: int, config: RunConfig) -> bool:

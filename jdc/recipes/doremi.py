@@ -1,0 +1,122 @@
+"""DoReMi's three runs: a reference, a proxy that finds domain weights, the target."""
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jdc.policies import mixture
+from jdc.train.config import TrainConfig, policy, to_json
+from jdc.train.loop import Result
+
+_LOG = logging.getLogger("jdc")
+
+# (config, workdir) -> how the run ended; it continues what the workdir holds
+Train = Callable[[TrainConfig, str], Result]
+
+
+class Outcome(NamedTuple):
+  """What the three runs gave."""
+
+  weights: dict[str, float]  # of the domains, sum 1
+  target: Result | None  # `None` after a signal to stop
+
+
+def run(
+  reference: TrainConfig, proxy: TrainConfig, target: TrainConfig, workdir: str, train: Train
+) -> Outcome:
+  """Trains the reference, then the proxy against it, then the target on the mean weights.
+
+  Each run has a folder of its own in `workdir` and continues from its newest checkpoint; one
+  that is finished is only opened. The mean of the proxy's domain weights is read from its last
+  checkpoint and written to `domain_weights.json`.
+
+  Args:
+    reference: trained on the mixture it names, the paper's reference weights.
+    proxy: its mixture is `mixture.doremi`; its reference is set here.
+    target: its mixture becomes `mixture.static` with the mean weights.
+    workdir: a local folder.
+    train: trains one run.
+
+  Returns:
+    The weights and how the target's run ended.
+
+  Raises:
+    ValueError: before any run, listing what is wrong with the three configs.
+
+  References:
+    Xie et al., "DoReMi: Optimizing Data Mixtures Speeds Up Language Model Pretraining", 2023,
+    arXiv 2305.10429.
+  """
+  check(reference, proxy, target)
+  folder = Path(workdir)
+  found = train(reference, str(folder / "reference"))
+  if found.stopped == "SIGTERM":
+    return Outcome({}, None)
+  chosen = dataclasses.replace(proxy.reference, folder=str(folder / "reference"))
+  found = train(dataclasses.replace(proxy, reference=chosen), str(folder / "proxy"))
+  if found.stopped == "SIGTERM":
+    return Outcome({}, None)
+  weights = mean_weights(found)
+  shown = ", ".join(f"{name} {weight:.3f}" for name, weight in weights.items())
+  _LOG.info("domain weights: %s", shown)
+  if jax.process_index() == 0:
+    _write(folder / "domain_weights.json", weights)
+  return Outcome(weights, train(with_weights(target, weights), str(folder / "target")))
+
+
+def check(reference: TrainConfig, proxy: TrainConfig, target: TrainConfig) -> None:
+  """Raises a ValueError that lists what keeps three configs from being DoReMi's."""
+  errors = []
+  if _factory(proxy) is not mixture.doremi:
+    errors.append("the proxy's mixture must be mixture.doremi")
+  if proxy.reference.folder:
+    errors.append(
+      f"the proxy's reference.folder={proxy.reference.folder!r} must be empty: the reference "
+      "is trained first"
+    )
+  for name, config in (("reference", reference), ("target", target)):
+    if config.reference.folder:
+      errors.append(f"the {name}'s reference.folder is not read, it must be empty")
+  stages = {"reference": to_json(reference), "proxy": to_json(proxy), "target": to_json(target)}
+  for field in ("data", "corpus.tokenizer"):
+    values = {name: flat[field] for name, flat in stages.items()}
+    if len(set(values.values())) > 1:
+      errors.append(f"the three runs must share {field}, got {values}")
+  if reference.sequence_length < proxy.sequence_length:
+    errors.append(
+      f"the proxy's sequence_length={proxy.sequence_length} is above the reference's "
+      f"{reference.sequence_length}"
+    )
+  if errors:
+    raise ValueError("; ".join(errors))
+
+
+def mean_weights(proxy: Result) -> dict[str, float]:
+  """Returns the mean domain weights over the steps of a proxy's run."""
+  alpha_K = np.asarray(proxy.state.policies["mixture"].mean_alpha_K, np.float64)
+  weights = alpha_K / alpha_K.sum()
+  return dict(zip(proxy.spec.domain_names, weights.tolist(), strict=True))
+
+
+def with_weights(target: TrainConfig, weights: dict[str, float]) -> TrainConfig:
+  """Returns the config of a run on fixed domain weights."""
+  return dataclasses.replace(
+    target, mixture=policy(mixture.static, proportions=tuple(weights.values()))
+  )
+
+
+def _factory(config: TrainConfig) -> Any:
+  return None if config.mixture is None else config.mixture.get("factory")
+
+
+def _write(path: Path, weights: dict[str, float]) -> None:
+  partial = path.with_suffix(".partial")
+  partial.write_text(json.dumps(weights, indent=2) + "\n", encoding="utf-8")
+  os.replace(partial, path)
