@@ -3,12 +3,15 @@
 import dataclasses
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 
 from jdc.data.pack import Domain
+from jdc.models import subsets
 from jdc.models.base import LanguageModel
 from jdc.policies.base import DataPolicy, Decision, RunSpec
 from jdc.policies.combine import Policies
+from jdc.stats.probes import check_probes
 from jdc.train import observe, passes, rounds, sharding
 from jdc.train.config import RunConfig
 from jdc.train.setup import Sizes, plan_spec, run_spec
@@ -42,7 +45,7 @@ def check(
   errors += _ordering_errors(policies, domains, scores)
   errors += _mesh_errors(config, model)
   errors += _reference_errors(policies, model, reference)
-  errors += _source_errors(config, policies, model, sizes)
+  errors += _source_errors(config, policies, model, domains, sizes)
   if errors:
     raise ValueError("; ".join(errors))
 
@@ -72,7 +75,11 @@ def _reference_errors(
 
 
 def _source_errors(
-  config: RunConfig, policies: Policies, model: LanguageModel, sizes: Sizes
+  config: RunConfig,
+  policies: Policies,
+  model: LanguageModel,
+  domains: Mapping[str, Domain],
+  sizes: Sizes,
 ) -> list[str]:
   """What policies observe and the model or the target set of this run cannot tell."""
   read, errors = observed(policies), []
@@ -94,10 +101,31 @@ def _source_errors(
       f"the policies observe {', '.join(by_domain)}, but there are no target rows of the "
       f"domains {', '.join(sizes.domains_without_target)}"
     )
+  if read & rounds.PROBED:
+    errors += _probe_errors(config, model, domains)
   if config.plan.max_segments and "target_alignment" in read:
     errors.append(
       f"plan.max_segments={config.plan.max_segments}: target_alignment needs unpacked rows"
     )
+  return errors
+
+
+def _probe_errors(
+  config: RunConfig, model: LanguageModel, domains: Mapping[str, Domain]
+) -> list[str]:
+  attempts = []
+  if all(domain.train is not None for domain in domains.values()):
+    sizes = [len(domain.train) for domain in domains.values()]
+    attempts.append(lambda: check_probes(list(domains), sizes, config.probe.rows))
+  if config.probe.parameters:
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    attempts.append(lambda: subsets.check_patterns(config.probe.parameters, shapes))
+  errors = []
+  for attempt in attempts:
+    try:
+      attempt()
+    except ValueError as error:
+      errors.append(f"config.probe: {error}")
   return errors
 
 

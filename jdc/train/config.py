@@ -32,8 +32,8 @@ class PlanConfig:
   sweep_batch_size: int = 0  # rows per forward pass of a sweep; 0: the batch size
   num_candidates: int = 0  # rows that a step-scope selection chooses from; 0 without one
   candidate_draw: str = "top_k"  # or gumbel_top_k, multinomial: among the candidates
-  # What an ordering puts in order at once: the rows of a "round", those of an "epoch", or, again
-  # when each round begins, the "remainder" of the epoch.
+  # What an ordering puts in order at once: the rows of a "round", those of an "epoch", or,
+  # again when each round begins, the "remainder" of the epoch.
   queue: str = "round"
   # Records that a row holds at most, filled after the draw; 0: a record, or row, a row.
   max_segments: int = 0

@@ -149,7 +149,7 @@ def steps(
       policies.ordering, run.model, *sweep, run.scores, lambda: state,
       lambda count: record.spend(cost.Cost(forward=count)),
     )  # fmt: skip
-    probe = None
+    probe = sources.make_probe(config, run.model, policies, targets, spec, pool, batches)
     round_start = rounds.make_round_start(
       run.model, reference_model, policies, spec, config.seed, *sweep, probe
     )

@@ -8,19 +8,23 @@ import jax
 from jdc.data import loader
 from jdc.data.loader import Pool
 from jdc.data.pack import Domain
+from jdc.models import subsets
 from jdc.models.base import LanguageModel
 from jdc.policies.base import RunSpec
 from jdc.policies.combine import Policies
 from jdc.stats import reference as reference_lib
 from jdc.stats import target as target_lib
+from jdc.stats.domain_gradients import make_domain_products
+from jdc.stats.probes import probe_ids, read_probes
 from jdc.stats.target_rows import TargetRows, choose_rows
 from jdc.train import setup
 from jdc.train.config import RunConfig
 from jdc.train.cost import Cost
 from jdc.train.observe import observed_of
 from jdc.train.passes import EMBEDDINGS, make_forward
+from jdc.train.rounds import PROBED, Probe
 from jdc.train.sharding import batch_sharding
-from jdc.train.state import Fixed, Reference, TrainState
+from jdc.train.state import Fixed, Params, Reference, TrainState
 
 # What is told of the target set by rows or domains, and what besides needs its rows.
 REFRESHED = frozenset({"target", "domain_target_loss", "domain_expert_load"})
@@ -83,6 +87,34 @@ def make_refresh(
   cost = Cost(forward=len(targets.task))
   shapes = lambda params: jax.eval_shape(compute, params, targets)
   return Refresh(compute, shapes, config.target.every_steps, bool(in_round & REFRESHED), cost)
+
+
+def make_probe(
+  config: RunConfig,
+  model: LanguageModel,
+  policies: Policies,
+  targets: TargetRows | None,
+  spec: RunSpec,
+  pool: Pool,
+  sharding: jax.NamedSharding,
+) -> Probe | None:
+  """Returns what computes the products of the domains' gradients, if a policy observes them."""
+  observed = observed_of(policies, "round") & PROBED
+  if not observed:
+    return None
+  accepts = subsets.matcher(config.probe.parameters) if config.probe.parameters else None
+  products = make_domain_products(model, accepts, sharding)
+  aligned = "domain_target_alignment" in observed
+
+  def compute(state: TrainState, round_: int) -> dict[str, jax.Array]:
+    ids = probe_ids(spec.domain_sizes, config.probe.rows, config.seed, round_)
+    probes, params = read_probes(pool, ids, sharding), Params(state.params, state.frozen)
+    found = products(params, probes, state.fixed.target if aligned else None)._asdict()
+    return {name: found[name] for name in sorted(observed)}
+
+  rows = 2 * config.probe.rows * spec.num_domains
+  rows += len(targets.task) if aligned and targets is not None else 0
+  return Probe(compute, Cost(forward=rows, backward=rows))
 
 
 def open_reference(
