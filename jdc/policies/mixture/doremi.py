@@ -11,6 +11,9 @@ from jdc.policies.base import DataPolicy, Decision, ExampleStats, RunSpec
 from jdc.policies.mixture.static import constant
 
 Sampling = Literal["uniform", "base"]
+OBSERVES = frozenset({
+  "token_loss", "reference_token_loss", "token_mask", "token_segment", "num_tokens", "domain",
+})  # fmt: skip
 
 
 class DoremiState(NamedTuple):
@@ -39,7 +42,8 @@ def doremi(
     w_i      = r_i sum_j n_j / sum_j r_j n_j,    r_i = alpha_d(i) / p_d(i),
 
   so that the loss is sum_tok r l / sum_tok r, and weight 1 all over when alpha = p. alpha
-  starts uniform. A domain absent from the batch keeps its lambda, one not seen yet its alpha'.
+  starts uniform. A domain absent from the batch keeps its lambda; until seen, alpha'_k = alpha_k.
+  Weights are relative in a batch: of one domain only (`domain_draw="one"`), they are 1.
 
   An example with a token whose excess loss is not finite, or whose probability is not a
   positive number, weighs 0, is left out of lambda and counted.
@@ -54,8 +58,8 @@ def doremi(
     A step-scope policy that observes `token_loss`, `reference_token_loss`, `token_mask`,
     `token_segment`, `num_tokens`, `domain` and, with "base", `domain_probability`. Its decision
     holds `logits` f32[K] = log p and `weights` f32[B]. Its state holds `mean_alpha_K`, the
-    mean of alpha over the updates. Metrics: the entropy of alpha in nats, and `excess_loss` =
-    sum_k alpha_k lambda_k.
+    mean of alpha over the updates. Metrics: the entropy in nats of alpha and of the mean, the
+    largest entry of the mean, and `excess_loss` = sum_k alpha_k lambda_k.
 
   Raises:
     ValueError: if an argument is unknown or out of range; in `init`, if the run has no batch
@@ -100,9 +104,8 @@ def doremi(
 
   def init(spec: RunSpec, key: jax.Array) -> tuple[Decision, DoremiState]:
     del key  # deterministic
-    num_rows = spec.num_candidates or spec.batch_size
+    K, num_rows = spec.num_domains, spec.num_candidates or spec.batch_size
     _check(spec, sampling, num_rows)
-    K = spec.num_domains
     p_K = np.asarray(spec.proportions, np.float64) if sampling == "base" else np.ones(K)
     decision, fixed = constant(p_K)
     zeros_K = jnp.zeros(K, jnp.float32)
@@ -130,11 +133,8 @@ def doremi(
     metrics = _metrics(state, batch.num_nonfinite)
     return Decision(logits=state.logits_K, weights=weights_B, metrics=metrics), state
 
-  observes = {"token_loss", "reference_token_loss", "token_mask", "token_segment"}
-  observes |= {"num_tokens", "domain"} | (
-    {"domain_probability"} if sampling == "base" else set()
-  )
-  return DataPolicy(init, update, frozenset(observes), scope="step")
+  observes = OBSERVES | ({"domain_probability"} if sampling == "base" else set())
+  return DataPolicy(init, update, observes, scope="step")
 
 
 def _check(spec: RunSpec, sampling: Sampling, num_rows: int) -> None:
@@ -193,5 +193,7 @@ def _metrics(state: DoremiState, num_nonfinite: jax.Array) -> dict[str, jax.Arra
   return {
     "num_nonfinite": num_nonfinite,
     "entropy": jnp.sum(jax.scipy.special.entr(alpha_K)),
+    "mean_entropy": jnp.sum(jax.scipy.special.entr(jnp.maximum(state.mean_alpha_K, 0.0))),
+    "mean_max": jnp.max(state.mean_alpha_K),
     "excess_loss": jnp.sum(alpha_K * state.excess_K),
   }

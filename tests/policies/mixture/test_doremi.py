@@ -86,6 +86,14 @@ def test_agrees_with_the_equations(kind, spoil):
     np.testing.assert_allclose(state.mean_alpha_K, mean, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(decision.weights, weights, rtol=1e-5, atol=1e-5)
     assert decision.metrics["num_nonfinite"] == bad
+    entropy = lambda p: -np.sum(p * np.log(p))
+    for name, expected in {
+      "entropy": entropy(alpha),
+      "mean_entropy": entropy(mean),
+      "mean_max": mean.max(),
+      "excess_loss": alpha @ excess,
+    }.items():
+      np.testing.assert_allclose(decision.metrics[name], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
