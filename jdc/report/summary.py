@@ -10,21 +10,22 @@ Run = list[dict[str, float]]
 def table(workdir: str | Path) -> str:
   """Returns a line for each domain: shares, epochs, validation loss before and after."""
   run = metrics_lib.read_metrics(workdir)
-  evaluations = [line for line in run if "validation/micro_loss" in line]
+  split = evaluated_split(run)
+  evaluations = [line for line in run if f"{split}/micro_loss" in line]
   first, last = evaluations[0], evaluations[-1]
   header = ("domain", "asked", "seen", "epochs", "loss before", "loss after", "bits/byte")
   lines = [header]
   for name in domain_names(run):
-    data, validation = f"data/domain/{name}", f"validation/{name}"
+    data, evaluated = f"data/domain/{name}", f"{split}/{name}"
     lines.append(
       (
         name,
         _percent(last.get(f"{data}/share_asked")),
         _percent(last.get(f"{data}/share_seen")),
         f"{last.get(f'{data}/epochs', 0.0):.2f}",
-        f"{first[f'{validation}/loss']:.4f}",
-        f"{last[f'{validation}/loss']:.4f}",
-        f"{last[f'{validation}/bits_per_byte']:.4f}",
+        f"{first[f'{evaluated}/loss']:.4f}",
+        f"{last[f'{evaluated}/loss']:.4f}",
+        f"{last[f'{evaluated}/bits_per_byte']:.4f}",
       )
     )
   lines.append(
@@ -33,9 +34,9 @@ def table(workdir: str | Path) -> str:
       "",
       "",
       "",
-      f"{first['validation/macro_loss']:.4f}",
-      f"{last['validation/macro_loss']:.4f}",
-      f"{last['validation/macro_bits_per_byte']:.4f}",
+      f"{first[f'{split}/macro_loss']:.4f}",
+      f"{last[f'{split}/macro_loss']:.4f}",
+      f"{last[f'{split}/macro_bits_per_byte']:.4f}",
     )
   )
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -52,14 +53,14 @@ def plot(workdir: str | Path) -> Path:
   from matplotlib.figure import Figure
 
   run = metrics_lib.read_metrics(workdir)
-  names = domain_names(run)
+  names, split = domain_names(run), evaluated_split(run)
   figure = Figure(figsize=(12, 4), layout="constrained")
   FigureCanvasAgg(figure)
   panels = figure.subplots(1, 3)
   for axes, title, path in zip(
     panels,
-    ("share of each batch", "training loss (nats per token)", "validation loss"),
-    ("data/domain/{}/probability", "train/domain/{}/loss", "validation/{}/loss"),
+    ("share of each batch", "training loss (nats per token)", f"{split} loss"),
+    ("data/domain/{}/probability", "train/domain/{}/loss", f"{split}/{{}}/loss"),
     strict=True,
   ):
     for k, name in enumerate(names):
@@ -79,11 +80,19 @@ def plot(workdir: str | Path) -> Path:
 
 def domain_names(run: Run) -> list[str]:
   """Returns the domains that a run evaluated, in order."""
+  split = evaluated_split(run)
+  first = next((line for line in run if f"{split}/micro_loss" in line), {})
   return [
-    key.removeprefix("validation/").removesuffix("/loss")
-    for key in next((line for line in run if "validation/micro_loss" in line), {})
-    if key.startswith("validation/") and key.endswith("/loss")
+    key.removeprefix(f"{split}/").removesuffix("/loss")
+    for key in first
+    if key.startswith(f"{split}/") and key.endswith("/loss")
   ]
+
+
+def evaluated_split(run: Run) -> str:
+  """Returns the split that a run evaluated, "validation" or "target"."""
+  found = any("target/micro_loss" in line for line in run)
+  return "target" if found else "validation"
 
 
 def _percent(share: float | None) -> str:

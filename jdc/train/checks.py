@@ -178,7 +178,8 @@ def _data_errors(
     found.setdefault(problem, {})[name] = None
 
   for name, domain in domains.items():
-    for split, table in (("train", domain.train), ("validation", domain.validation)):
+    evaluated = config.evaluation.split
+    for split, table in (("train", domain.train), (evaluated, domain.splits.get(evaluated))):
       if table is None:
         wrong(name, f"there are no {split} rows")
         continue

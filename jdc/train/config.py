@@ -80,8 +80,9 @@ class ReferenceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-  """When the validation split is evaluated, besides before and after training."""
+  """When a split is evaluated, besides before and after training."""
 
+  split: str = "validation"  # or "target", in runs from which policies learn
   every_steps: int = 0  # 0: only before and after
   max_rows: int = 0  # rows of each domain, or records where these are packed; 0: all
   batch_size: int = 0  # 0: the training batch size
@@ -238,6 +239,7 @@ _LEAST = {
 }  # fmt: skip
 _CHOICES = {
   "loss_average": ("token", "example"),
+  "evaluation.split": ("validation", "target"),
   "plan.candidate_draw": ("top_k", "gumbel_top_k", "multinomial"),
 }
 

@@ -65,7 +65,7 @@ class Result:
   state: state_lib.TrainState
   stopped: str  # "finished", "SIGTERM", or why the data ended
   plan: plan.PlanState
-  before: dict[str, float]  # validation metrics before the first step
+  before: dict[str, float]  # metrics of the evaluated split before the first step
   after: dict[str, float] | None  # and at the end; None after SIGTERM
   spec: RunSpec  # what policies knew about the run
 
@@ -291,7 +291,7 @@ def _evaluate(
   run: Run, tables: Mapping[str, Any], params: Any, mesh: jax.sharding.Mesh
 ) -> dict[str, float]:
   fields, packed = run.config.evaluation, run.config.plan.max_segments > 0
-  return perplexity.evaluate(
+  found = perplexity.evaluate(
     run.model.token_losses,
     params,
     tables,
@@ -299,15 +299,17 @@ def _evaluate(
     mesh,
     None if packed else fields.max_rows or None,
   )
+  return {f"{fields.split}/{path.removeprefix('validation/')}": x for path, x in found.items()}
 
 
 def _tables(run: Run) -> dict[str, Any]:
   """What is evaluated, by domain."""
   config = run.config
+  tables = {n: domain.splits.get(config.evaluation.split) for n, domain in run.domains.items()}
   return {
-    name: _evaluated(domain.validation, config.evaluation.max_rows, config.plan.max_segments)
-    for name, domain in run.domains.items()
-    if domain.validation is not None
+    name: _evaluated(table, config.evaluation.max_rows, config.plan.max_segments)
+    for name, table in tables.items()
+    if table is not None
   }
 
 
