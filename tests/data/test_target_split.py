@@ -87,6 +87,9 @@ def test_files_take_the_place_of_a_fraction(tmp_path, prepare):
   _, before = prepare(DomainFiles((train,)), tmp_path, 0.2)
   assert [found["train"], found["validation"]] == [before["train"], before["validation"]]
   assert len(found["target"]) == 2
+  # Nothing is taken from files of a split.
+  same = files._replace(target=(train,))
+  assert len(prepare(same, tmp_path, 0.5)[1]["target"]) == len(CONTENTS)
   _, other = prepare(files._replace(validation=(target,), target=()), tmp_path, 0.0)
   assert other["validation"] == found["target"]
   assert "target" not in other

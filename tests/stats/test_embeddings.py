@@ -63,10 +63,11 @@ def test_padding_and_the_place_in_a_row_do_not_matter(name):
 
 @pytest.mark.parametrize("name", embeddings.POOLINGS)
 def test_sums_are_of_float32(name):
-  length = 1024
-  hidden = jnp.full((1, length, 1), 1.0078125, jnp.bfloat16)  # 1 + 2^-7
-  found = embeddings.POOLINGS[name](hidden, jnp.ones((1, length), jnp.int32))
-  np.testing.assert_allclose(found, 1.0078125, rtol=1e-6)
+  rng = np.random.default_rng(0)
+  hidden = jnp.asarray(rng.normal(1, 1, (1, 1000, 3)), jnp.bfloat16)
+  found = embeddings.POOLINGS[name](hidden, jnp.ones((1, 1000), jnp.int32))
+  expected = reference(name, np.asarray(hidden, np.float64)[0])
+  np.testing.assert_allclose(found[0], expected, rtol=2e-6)
 
 
 def test_shards_of_the_batch_pool_their_own_rows():
