@@ -55,20 +55,30 @@ def run(
     arXiv 2305.10429.
   """
   check(reference, proxy, target)
+  weights = domain_weights(reference, proxy, workdir, train)
+  if weights is None:
+    return Outcome({}, None)
+  return Outcome(weights, train(with_weights(target, weights), f"{workdir}/target"))
+
+
+def domain_weights(
+  reference: TrainConfig, proxy: TrainConfig, workdir: str, train: Train
+) -> dict[str, float] | None:
+  """Returns what the first two runs find; `None` after a signal to stop."""
   folder = Path(workdir)
   found = train(reference, str(folder / "reference"))
   if found.stopped == "SIGTERM":
-    return Outcome({}, None)
+    return None
   chosen = dataclasses.replace(proxy.reference, folder=str(folder / "reference"))
   found = train(dataclasses.replace(proxy, reference=chosen), str(folder / "proxy"))
   if found.stopped == "SIGTERM":
-    return Outcome({}, None)
+    return None
   weights = mean_weights(found)
   shown = ", ".join(f"{name} {weight:.3f}" for name, weight in weights.items())
   _LOG.info("domain weights: %s", shown)
   if jax.process_index() == 0:
     _write(folder / "domain_weights.json", weights)
-  return Outcome(weights, train(with_weights(target, weights), str(folder / "target")))
+  return weights
 
 
 def check(reference: TrainConfig, proxy: TrainConfig, target: TrainConfig) -> None:
