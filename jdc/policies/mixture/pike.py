@@ -59,7 +59,8 @@ def pike(
       paper tunes them; its exact rule has zeta1 = eta beta and zeta2 = L eta^2, for a learning
       rate eta, a smoothness L, and beta = 1 without conflicts between gradients.
     zeta2: weight >= 0 of the noise; positive for `exact`.
-    half_batch_size: m >= 1. Must be the run's: a policy is not told what the probes were.
+    half_batch_size: m >= 1. Must be the run's, as a policy is not told what the probes were;
+      counted as its batch size is: packed rows times their most segments.
     rule: of w above. `update` moves gradually; `exact` may jump.
     alignment: c >= 0, how far domains' gradients are aligned, for `exact` only; the paper
       measures nearly 0.
