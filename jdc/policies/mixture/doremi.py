@@ -42,7 +42,7 @@ def doremi(
     w_i      = r_i sum_j n_j / sum_j r_j n_j,    r_i = alpha_d(i) / p_d(i),
 
   so that the loss is sum_tok r l / sum_tok r, and weight 1 all over when alpha = p. alpha
-  starts uniform. A domain absent from the batch keeps its lambda; until seen, alpha'_k = alpha_k.
+  starts uniform. An absent domain keeps its lambda; until it is seen, alpha'_k = alpha_k.
   Weights are relative in a batch: of one domain only (`domain_draw="one"`), they are 1.
 
   An example with a token whose excess loss is not finite, or whose probability is not a
