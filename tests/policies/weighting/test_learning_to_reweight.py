@@ -44,12 +44,13 @@ def test_edges():
   assert decide([-1.0, 0.0, -2.0], [3, 3, 3]).weights.tolist() == [0.0, 0.0, 0.0]
   assert decide([np.inf, 2.0, 5.0], [3, 3, 0]).weights.tolist() == [0.0, 1.0, 0.0]
   assert decide([3e38, 3e38, -3e38], [3, 3, 3]).weights.tolist() == [1.5, 1.5, 0.0]
+  assert decide([3e38, 1.5e38, 0.0], [3, 3, 3]).weights.tolist() == [2.0, 1.0, 0.0]
   assert decide([np.nan] * 3, [3, 0, 0]).weights.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_equal_alignments_weigh_exactly_one():
-  for value in (1.7, 0.3e-7, 3e38):
-    for rows in range(1, 65):
+  for value in np.random.default_rng(0).gamma(2.0, 2.0, 12):
+    for rows in (1, 13, 41, 47, 64):
       tokens = np.int32(np.arange(64) < rows)
       np.testing.assert_array_equal(decide(np.full(64, value), tokens).weights, tokens)
 
