@@ -38,6 +38,7 @@ class RunSpec(NamedTuple):
   steps_per_round: int = 0
   draw: str = "shuffle"  # of rows inside a domain: shuffle, top_k, gumbel_top_k, multinomial
   domain_draw: str = "systematic"  # of domains in a batch: systematic, or one domain a step
+  probe_size: int = 0  # examples of a half-batch by which the gradient of a domain is probed
   max_segments: int = 0  # examples of a packed row, counted in batch_size; 0: a row is one
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,11 +16,10 @@ from jdc.stats.probes import check_probes
 from jdc.train import observe, passes, rounds, sharding
 from jdc.train.config import RunConfig
 from jdc.train.setup import Sizes, plan_spec, run_spec
-from jdc.train.state import slots
+from jdc.train.state import Reference, slots
 
-_OF_TARGET = frozenset({
-  "target", "target_alignment", "domain_target_loss", "domain_target_alignment",
-})  # fmt: skip
+_BY_DOMAIN = frozenset({"domain_target_loss", "domain_expert_load"})
+_OF_TARGET = _BY_DOMAIN | {"target", "target_alignment", "domain_target_alignment"}
 _OF_REFERENCE = frozenset({"reference_loss", "reference_token_loss"})
 _STEP = (
   observe.PLAIN | observe.CONTEXT | passes.EMBEDDINGS | passes.REFERENCE | {"target_alignment"}
@@ -35,17 +35,19 @@ def check(
   domains: Mapping[str, Domain],
   scores: np.ndarray | None,
   sizes: Sizes,
-  reference: LanguageModel | None = None,
+  reference: Reference | None = None,
+  tasks: Mapping[str, Any] | None = None,
 ) -> None:
   """Raises a ValueError that lists everything in the run that cannot work together."""
   errors = [*_slot_errors(config, policies), *_observation_errors(policies)]
-  errors += _data_errors(config, model, domains)
+  errors += _data_errors(config, model, domains, tasks or {})
   if all(domain.train is not None for domain in domains.values()):
     errors += _plan_errors(config, policies, domains)
   errors += _ordering_errors(policies, domains, scores)
   errors += _mesh_errors(config, model)
-  errors += _reference_errors(policies, model, reference)
+  errors += _reference_errors(config, policies, model, reference)
   errors += _source_errors(config, policies, model, domains, sizes)
+  errors += _task_errors(policies, domains, tasks)
   if errors:
     raise ValueError("; ".join(errors))
 
@@ -56,7 +58,7 @@ def observed(policies: Policies) -> frozenset[str]:
 
 
 def _reference_errors(
-  policies: Policies, model: LanguageModel, reference: LanguageModel | None
+  config: RunConfig, policies: Policies, model: LanguageModel, reference: Reference | None
 ) -> list[str]:
   read = sorted(observed(policies) & _OF_REFERENCE)
   if reference is None:
@@ -64,14 +66,37 @@ def _reference_errors(
       f"the policies observe {', '.join(read)}, which needs a reference model: set "
       "config.reference.folder to a run directory or a Hugging Face folder"
     ] if read else []  # fmt: skip
+  errors = []
   if not read:
-    return ["a reference model is given (config.reference), but no policy observes its losses"]
-  if reference.vocab_size != model.vocab_size:
-    return [
-      f"the reference model has vocab_size={reference.vocab_size}, the model has "
+    errors.append("a reference model is given, but no policy observes its losses")
+  if reference.model.vocab_size != model.vocab_size:
+    errors.append(
+      f"the reference model has vocab_size={reference.model.vocab_size}, the model has "
       f"{model.vocab_size}"
-    ]
-  return []
+    )
+  if reference.cache is not None and config.plan.max_segments:
+    errors.append(
+      f"plan.max_segments={config.plan.max_segments}: losses of a reference are cached for "
+      "unpacked rows only; choose reference.losses='step'"
+    )
+  return errors
+
+
+def _task_errors(
+  policies: Policies, domains: Mapping[str, Domain], tasks: Mapping[str, Any] | None
+) -> list[str]:
+  if tasks is None:
+    return []
+  read, errors = observed(policies), []
+  if not read & _OF_TARGET:
+    errors.append("target.folder is given, but no policy observes a target set")
+  by_domain = sorted(read & _BY_DOMAIN)
+  if by_domain and set(tasks) != set(domains):
+    errors.append(
+      f"the policies observe {', '.join(by_domain)}, which needs a task for each domain in "
+      f"target.folder; it holds {', '.join(tasks)}, the domains are {', '.join(domains)}"
+    )
+  return errors
 
 
 def _source_errors(
@@ -95,8 +120,8 @@ def _source_errors(
       "NAME.target.jsonl beside those of each domain, config.corpus.target_fraction, or a "
       "folder of tasks as config.target.folder"
     )
-  by_domain = sorted(read & {"domain_target_loss", "domain_expert_load"})
-  if by_domain and sizes.domains_without_target:
+  by_domain = sorted(read & _BY_DOMAIN)
+  if by_domain and sizes.num_targets and sizes.domains_without_target:
     errors.append(
       f"the policies observe {', '.join(by_domain)}, but there are no target rows of the "
       f"domains {', '.join(sizes.domains_without_target)}"
@@ -156,6 +181,7 @@ def _mesh_errors(config: RunConfig, model: LanguageModel) -> list[str]:
     "batch_size / accumulation_steps": config.batch_size // config.accumulation_steps,
     "plan.sweep_batch_size": config.plan.sweep_batch_size,
     "evaluation.batch_size": config.evaluation.batch_size,
+    "target.batch_size": config.target.batch_size,
   }
   try:
     sharding.check_batch(mesh, **sizes)
@@ -170,16 +196,23 @@ def _mesh_errors(config: RunConfig, model: LanguageModel) -> list[str]:
 
 
 def _data_errors(
-  config: RunConfig, model: LanguageModel, domains: Mapping[str, Domain]
+  config: RunConfig,
+  model: LanguageModel,
+  domains: Mapping[str, Domain],
+  tasks: Mapping[str, Any],
 ) -> list[str]:
   found: dict[str, dict[str, None]] = {}  # domains by what is wrong with them, in order
 
   def wrong(name: str, problem: str) -> None:
     found.setdefault(problem, {})[name] = None
 
-  for name, domain in domains.items():
-    evaluated = config.evaluation.split
-    for split, table in (("train", domain.train), (evaluated, domain.splits.get(evaluated))):
+  evaluated = config.evaluation.split
+  tables: dict[str, dict[str, Any]] = {
+    name: domain.splits | {"train": domain.train, evaluated: domain.splits.get(evaluated)}
+    for name, domain in domains.items()
+  }
+  for name, splits in [*tables.items(), *((n, {"target": task}) for n, task in tasks.items())]:
+    for split, table in splits.items():
       if table is None:
         wrong(name, f"there are no {split} rows")
         continue

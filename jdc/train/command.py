@@ -1,9 +1,12 @@
 """A whole run from its config: what `launch/train.py` and the recipes call."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 
+from jdc.data import pack
 from jdc.train import checks, corpus, loop, model_parts, pretrained
 from jdc.train import config as config_lib
 from jdc.train.config import collect
@@ -51,6 +54,7 @@ def train(
   domains = corpus.prepare(
     config.data, corpus_config, config.sequence_length, config.seed, workdir
   )
+  scores = _scores(config.scores, domains) if config.scores else None
   tasks = None
   if config.target.folder:
     tasks = corpus.prepare_targets(
@@ -64,6 +68,7 @@ def train(
     policies,
     domains,
     config,
+    scores=scores,
     weights=start.weights,
     trainable=start.trainable,
     reference=reference,
@@ -88,6 +93,25 @@ def _reference(config: config_lib.TrainConfig) -> Reference | None:
   if given.losses == "step":
     return found
   return found._replace(cache=str(corpus.cache_dir(config.corpus) / "reference"))
+
+
+def _scores(path: str, domains: Mapping[str, pack.Domain]) -> np.ndarray:
+  """The scores of all training rows, in order; every domain that does not fit is named."""
+  try:
+    with np.load(Path(path).expanduser()) as held:
+      arrays = {name: held[name] for name in held.files}
+  except (OSError, ValueError) as error:
+    raise ValueError(f"scores={path!r} is no readable .npz: {error}") from error
+  shapes = {name: (len(domain.train),) for name, domain in domains.items()}
+  wrong = [
+    f"{name}: {arrays[name].shape if name in arrays else 'absent'}, not {shape}"
+    for name, shape in shapes.items()
+    if name not in arrays or arrays[name].shape != shape
+  ]
+  wrong += [f"{name}: no such domain" for name in arrays if name not in shapes]
+  if wrong:
+    raise ValueError(f"scores={path!r} needs an array for each domain; {'; '.join(wrong)}")
+  return np.concatenate([arrays[name].astype(np.float32) for name in domains])
 
 
 def _check_local(workdir: str) -> None:

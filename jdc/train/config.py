@@ -223,6 +223,7 @@ class TrainConfig(RunConfig):
   selection: Mapping[str, Any] | None = None
   ordering: Mapping[str, Any] | None = None
   weighting: Mapping[str, Any] | None = None
+  scores: str = ""  # a .npz, an array f32[rows] a domain, for an ordering by given scores
 
 
 _LEAST = {
@@ -257,7 +258,8 @@ def policy(factory: Callable[..., Any], **arguments: Any) -> ml_collections.Conf
 
   Args:
     factory: what makes the policy, such as `mixture.odm` or a function of the config file.
-    **arguments: those that differ from the factory's defaults.
+    **arguments: those that differ from the factory's defaults. An argument that is a policy,
+      as combinators take, is itself written with `policy`.
 
   Raises:
     TypeError: if the factory has no such parameter; close names are suggested.
@@ -283,22 +285,33 @@ def build_policies(config: TrainConfig) -> Policies:
     chosen = getattr(config, slot)
     if chosen is None:
       continue
-    if not isinstance(chosen, Mapping | ml_collections.ConfigDict) or "factory" not in chosen:
+    if not _is_policy(chosen):
       errors.append(f"{slot} must be made by jdc.train.config.policy, got {chosen!r}")
       continue
-    arguments = {k: _plain(v) for k, v in chosen.items() if k != "factory"}
-    known = inspect.signature(chosen["factory"]).parameters
-    unknown = [name for name in arguments if name not in known]
-    if unknown:
-      errors.append(f"{slot}: {fields_lib.suggest(unknown, known)}")
-      continue
     try:
-      built[slot] = chosen["factory"](**arguments)
+      built[slot] = _build(chosen)
     except (TypeError, ValueError) as error:
       errors.append(f"{slot}: {error}")
   if errors:
     raise ValueError("; ".join(errors))
   return combine(**built)
+
+
+def _build(chosen: Mapping[str, Any]) -> Any:
+  """The policy that a config of `policy` names; its arguments may be such configs too."""
+  known = inspect.signature(chosen["factory"]).parameters
+  if unknown := [name for name in chosen if name not in known and name != "factory"]:
+    raise ValueError(fields_lib.suggest(unknown, known))
+  arguments = {
+    name: _build(value) if _is_policy(value) else _plain(value)
+    for name, value in chosen.items()
+    if name != "factory"
+  }
+  return chosen["factory"](**arguments)
+
+
+def _is_policy(value: Any) -> bool:
+  return isinstance(value, Mapping | ml_collections.ConfigDict) and "factory" in value
 
 
 def collect(*attempts: Callable[[], Any]) -> list[Any]:

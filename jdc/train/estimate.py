@@ -64,6 +64,15 @@ def active_params(config: DecoderConfig) -> int:
   return config.num_layers * per_layer + config.vocab_size * config.width
 
 
+def forward_flops_per_row(decoder: DecoderConfig, sequence_length: int) -> float:
+  """Returns the FLOPs of the matrix products of one row's forward pass; a backward's are twice.
+
+  As in `flops_per_step`.
+  """
+  per_token = 2.0 * active_params(decoder) + _attention(decoder, sequence_length)
+  return sequence_length * per_token
+
+
 def flops_per_step(
   decoder: DecoderConfig, num_params: int, num_trained: int, config: TrainConfig
 ) -> float:
@@ -78,13 +87,17 @@ def flops_per_step(
   tokens = config.batch_size * config.sequence_length
   used = active_params(decoder)
   trained = used * num_trained / num_params if num_trained < num_params else used
-  length = config.sequence_length
+  attention = 3.0 * _attention(decoder, config.sequence_length)
+  return tokens * (4.0 * used + 2.0 * trained + attention)
+
+
+def _attention(decoder: DecoderConfig, length: int) -> float:
+  """FLOPs of a token's forward pass through the attention of all layers."""
   seen = [
     _mean_seen(length, decoder.sliding_window if local else None)
     for local in decoder.local_layers
   ]
-  attention = 3 * 4 * decoder.num_heads * decoder.features_per_head * sum(seen)
-  return tokens * (4.0 * used + 2.0 * trained + attention)
+  return 4.0 * decoder.num_heads * decoder.features_per_head * sum(seen)
 
 
 def _mean_seen(length: int, window: int | None) -> float:

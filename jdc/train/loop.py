@@ -104,9 +104,11 @@ def steps(
   config, policies = run.config, run.policies
   # What the run consists of, checked before anything compiles.
   targets = sources.target_rows(config, policies, run.domains, run.tasks)
-  sizes = setup.sizes_of(run.model, run.domains, targets)
+  sizes = setup.sizes_of(run.model, run.domains, targets, run.tasks)
   reference_model = run.reference.model if run.reference is not None else None
-  checks.check(config, policies, run.model, run.domains, run.scores, sizes, reference_model)
+  checks.check(
+    config, policies, run.model, run.domains, run.scores, sizes, run.reference, run.tasks
+  )
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
   spec = setup.run_spec(config, run.domains, policies, sizes)
   plan_spec = setup.plan_spec(config, spec, policies, run.domains)
@@ -175,7 +177,7 @@ def steps(
     def evaluate() -> dict[str, float]:
       with record.pause():
         found = _evaluate(run, tables, state.model_params, mesh)
-      record.write(step, found | record.shares(iterator.state))
+      record.write(step, found | record.totals(iterator.state))
       return found
 
     def save() -> None:

@@ -122,9 +122,10 @@ class Record:
       self._window.reset()
       self._write_times(done, out)
 
-  def shares(self, state: PlanState) -> dict[str, float]:
-    """Returns, by domain, the shares of all rows so far that were asked for and seen."""
-    return _by_domain(
+  def totals(self, state: PlanState) -> dict[str, float]:
+    """Returns the cost so far, and by domain the shares of rows asked for and seen."""
+    cost = {f"cost/extra_{name}_rows": float(x) for name, x in self._cost._asdict().items()}
+    return cost | _by_domain(
       self._spec.domain_names,
       share_asked=state.asked_K / max(state.asked_K.sum(), 1),
       share_seen=state.seen_K / max(state.seen_K.sum(), 1),
@@ -186,8 +187,6 @@ class Record:
       "train/skipped_steps": float(self._skipped),
       "train/tokens": float(self._tokens),
       "data/entropy": metrics_lib.entropy(after.probability_K),
-      "cost/extra_forward_rows": float(self._cost.forward),
-      "cost/extra_backward_rows": float(self._cost.backward),
     }
     if out.balance_loss is not None:
       metrics["train/balance_loss"] = float(out.balance_loss)
@@ -195,7 +194,7 @@ class Record:
     metrics |= _by_domain(names, probability=after.probability_K)
     if out.share_filled is not None:
       metrics["data/share_filled"] = float(out.share_filled)
-    metrics |= self.shares(after)
+    metrics |= self.totals(after)
     return metrics | self._window.metrics(names) | self._policy_metrics(out.metrics)
 
   def _policy_metrics(self, metrics: Mapping[str, Any]) -> dict[str, float]:

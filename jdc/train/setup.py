@@ -33,10 +33,14 @@ NO_SIZES = Sizes()
 
 
 def sizes_of(
-  model: LanguageModel, domains: Mapping[str, Domain], target: TargetRows | None
+  model: LanguageModel,
+  domains: Mapping[str, Domain],
+  target: TargetRows | None,
+  tasks: Mapping[str, Any] | None = None,
 ) -> Sizes:
   """Returns the sizes that a model's outputs and the rows of a target set have."""
-  without = tuple(name for name, domain in domains.items() if domain.target is None)
+  held = tasks or {name: domain.target for name, domain in domains.items()}
+  without = tuple(name for name in domains if held.get(name) is None)
   sizes = Sizes(domains_without_target=without)
   if model.outputs is not None:
     params = jax.eval_shape(model.init, jax.random.key(0))
@@ -82,6 +86,7 @@ def run_spec(
     draw=plan_config.draw,
     domain_draw=plan_config.domain_draw,
     max_segments=plan_config.max_segments,
+    probe_size=config.probe.rows,
     num_targets=sizes.num_targets,
     num_tasks=sizes.num_tasks,
     embedding_size=sizes.embedding_size,

@@ -21,13 +21,14 @@ class PikeState(NamedTuple):
   variance_K: jax.Array  # f32[K], V; likewise
   known_K: jax.Array  # bool[K], whether a domain was ever measured
   batch_size: jax.Array  # f32[], b
+  half_batch_size: jax.Array  # f32[], m
   losses: tilt.RoundLosses  # L; empty without `tau`
 
 
 def pike(
   zeta1: float,
   zeta2: float,
-  half_batch_size: int,
+  half_batch_size: int | None = None,
   rule: Rule = "update",
   alignment: float = 0.0,
   tau: float | None = None,
@@ -59,8 +60,7 @@ def pike(
       paper tunes them; its exact rule has zeta1 = eta beta and zeta2 = L eta^2, for a learning
       rate eta, a smoothness L, and beta = 1 without conflicts between gradients.
     zeta2: weight >= 0 of the noise; positive for `exact`.
-    half_batch_size: m >= 1. Must be the run's, as a policy is not told what the probes were;
-      counted as its batch size is: packed rows times their most segments.
+    half_batch_size: m >= 1; `None`: the run's `probe_size`.
     rule: of w above. `update` moves gradually; `exact` may jump.
     alignment: c >= 0, how far domains' gradients are aligned, for `exact` only; the paper
       measures nearly 0.
@@ -73,7 +73,7 @@ def pike(
 
   Raises:
     ValueError: if an argument is unknown or out of range; in `init`, if the run has no batch
-      size.
+      size, or another probe size.
 
   References:
     Li, Deng, Zhong, Razaviyayn, Mirrokni, "PiKE: Adaptive Data Mixing for Large-Scale
@@ -107,8 +107,8 @@ def pike(
     (rule != "exact" or zeta2 != 0, f"zeta2 must be positive for rule 'exact', got {zeta2}"),
     (rule in get_args(Rule), f"rule must be in {get_args(Rule)}, got {rule!r}"),
     (
-      checks.is_count(half_batch_size, 1),
-      f"half_batch_size must be a whole number >= 1, got {half_batch_size}",
+      half_batch_size is None or checks.is_count(half_batch_size, 1),
+      f"half_batch_size must be None or a whole number >= 1, got {half_batch_size}",
     ),
     (
       tau is None or (checks.is_finite(tau) and tau > 0),
@@ -118,7 +118,15 @@ def pike(
 
   def init(spec: RunSpec, key: jax.Array) -> tuple[Decision, PikeState]:
     del key  # deterministic
-    checks.require((spec.batch_size > 0, f"batch_size must be positive, got {spec.batch_size}"))
+    probed, given = spec.probe_size, half_batch_size
+    checks.require(
+      (spec.batch_size > 0, f"batch_size must be positive, got {spec.batch_size}"),
+      (bool(probed or given), "half_batch_size is None, and the run has no probe_size"),
+      (
+        not (probed and given) or probed == given,
+        f"half_batch_size must be the run's probe_size={probed}, got {given}",
+      ),
+    )
     decision, base = constant(np.asarray(spec.proportions, np.float64))
     zeros_K = jnp.zeros(spec.num_domains, jnp.float32)
     state = PikeState(
@@ -127,6 +135,7 @@ def pike(
       variance_K=zeros_K,
       known_K=jnp.zeros(spec.num_domains, bool),
       batch_size=jnp.float32(spec.batch_size),
+      half_batch_size=jnp.float32(given or probed),
       losses=tilt.start(spec.num_domains),
     )
     return decision._replace(metrics={"num_nonfinite": jnp.int32(0)}), state
@@ -135,7 +144,7 @@ def pike(
     num_rows, losses = state.losses.num_nonfinite, tilt.close(state.losses)
     log_y_K = jnp.zeros_like(state.log_w_K) if tau is None else tilt.log_tilt(losses, tau)
     square_K = jnp.exp(2 * log_y_K)
-    state, nonfinite_K = _measure(stats, state._replace(losses=losses), half_batch_size)
+    state, nonfinite_K = _measure(stats, state._replace(losses=losses))
     gain_K = zeta1 * square_K * state.gradient_K
     gain_K = gain_K - zeta2 * square_K * state.variance_K / (2 * state.batch_size)
     gamma = 1 + alignment * (gain_K.size - 1)
@@ -167,16 +176,14 @@ def pike(
   )
 
 
-def _measure(
-  stats: ExampleStats, state: PikeState, half_batch_size: int
-) -> tuple[PikeState, jax.Array]:
+def _measure(stats: ExampleStats, state: PikeState) -> tuple[PikeState, jax.Array]:
   """Returns the state with this round's G and V, and the domains that were not finite."""
   product_Kx2xKx2 = stats.domain_gradient_product.astype(jnp.float32)
   own_Kx2x2, measured_K, nonfinite_K = own_blocks(product_Kx2xKx2)
   # Halves first: a sum of large products would overflow.
   gradient_K = 0.5 * own_Kx2x2[:, 0, 1] + 0.5 * own_Kx2x2[:, 1, 0]
   mean_norm_K = 0.5 * own_Kx2x2[:, 0, 0] + 0.5 * own_Kx2x2[:, 1, 1]
-  variance_K = half_batch_size * jnp.maximum(mean_norm_K - gradient_K, 0.0)
+  variance_K = state.half_batch_size * jnp.maximum(mean_norm_K - gradient_K, 0.0)
   finite_K = jnp.isfinite(variance_K)
   fresh_K = measured_K & finite_K
   state = state._replace(

@@ -270,8 +270,18 @@ def test_rejects(argument):
 
 
 def test_its_weights_have_no_defaults():
-  with pytest.raises(TypeError, match=r"zeta1.*zeta2.*half_batch_size"):
+  with pytest.raises(TypeError, match=r"zeta1.*zeta2"):
     pike()
+
+
+def test_half_batches_are_those_of_the_run():
+  with pytest.raises(ValueError, match="probe_size=8, got 4"):
+    pike(1.0, 1.0, 4).init(SPEC._replace(probe_size=8), KEY)
+  with pytest.raises(ValueError, match="no probe_size"):
+    pike(1.0, 1.0).init(SPEC._replace(probe_size=0), KEY)
+  _, told = pike(1.0, 1.0).init(SPEC._replace(probe_size=8), KEY)
+  _, given = pike(1.0, 1.0, 8).init(SPEC, KEY)
+  assert told.half_batch_size == given.half_batch_size == 8
 
 
 def test_needs_a_batch_size():

@@ -1,0 +1,66 @@
+"""Policies side by side: the same model, data and training tokens, several seeds.
+
+  python launch/compare.py --config=configs/comparison.py --config.base.data=DIR --skew=20 \
+    --workdir=runs/comparison
+
+DIR is a folder of domains with validation files. `contestants` holds one run a policy: what it
+changes in `base`, and the recipe that it needs, if any. `--only=odm,ado` picks some, beside the
+controls. Horizons of the policies are scaled to the run: ten rounds; a hundredth of the steps
+of warm-up for ODM; a tenth before ADO's first fit. `:tiny` shrinks everything.
+"""
+
+from ml_collections import ConfigDict
+
+from jdc.models.configs import DecoderConfig
+from jdc.policies import mixture
+from jdc.recipes import contestants
+from jdc.train import config as c
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """Returns the base run and the contestants; `arg` is empty or `tiny`."""
+  tiny = c.parse_arg(arg, tiny=False)["tiny"]
+  num_steps = 20 if tiny else 300
+  base = c.TrainConfig(
+    num_steps=num_steps,
+    batch_size=8 if tiny else 16,
+    sequence_length=64 if tiny else 128,
+    model=DecoderConfig(
+      vocab_size=258,
+      width=32 if tiny else 96,
+      num_layers=2 if tiny else 3,
+      num_heads=2,
+      num_kv_heads=2,
+      mlp_width=64 if tiny else 256,
+    ),
+    optimizer=c.OptimizerConfig(learning_rate=3e-3, warmup_steps=num_steps // 10),
+    plan=c.PlanConfig(steps_per_round=num_steps // 10),
+    target=c.TargetConfig(rows=4 if tiny else 16, every_steps=num_steps // 10),
+    probe=c.ProbeConfig(rows=2 if tiny else 8),
+    evaluation=c.EvaluationConfig(max_rows=8 if tiny else 128),
+    checkpoint=c.CheckpointConfig(every_steps=num_steps, keep=1),
+    logging=c.LoggingConfig(every_steps=num_steps // 10, tensorboard=False),
+  )
+  plain = {
+    # The controls.
+    "by_size": c.policy(mixture.by_size),
+    "uniform": c.policy(mixture.by_size, temperature=float("inf")),
+    "random": c.policy(mixture.random),
+    # Policies that need one run.
+    "loss_proportional": c.policy(mixture.loss_proportional),
+    "odm": c.policy(mixture.odm),
+
+    "group_dro": c.policy(mixture.group_dro),
+    "doge": c.policy(mixture.doge, objective="universal"),
+
+  }
+  chosen = {name: ConfigDict({"mixture": slot}) for name, slot in plain.items()}
+  chosen["doremi"] = ConfigDict({"recipe": contestants.doremi, "mixture": plain["by_size"]})
+  chosen["skill_it"] = ConfigDict({"recipe": contestants.skill_it, "mixture": plain["by_size"]})
+  return ConfigDict(
+    {
+      "base": c.to_config_dict(base),
+      "contestants": chosen,
+      "controls": ("by_size", "uniform", "random"),
+    }
+  )
