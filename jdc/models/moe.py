@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jdc.models.base import BATCH_AXES
+from jdc.models.base import BATCH_AXES, MESH_AXES
 from jdc.models.layers import Build, Linear, activation, deviation
 
 
@@ -166,30 +166,39 @@ def _on_shards(
   """Calls `function` on the rows of each shard of the batch and the experts of each device.
 
   The compiler cannot split a product whose rows are sorted by expert: every device would
-  compute those of all.
+  compute those of all. Nothing is left to it over `tensor` either, since XLA fails on CPUs to
+  reduce bfloat16 over some axes where it splits over others.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  split = set(BATCH_AXES) <= set(mesh.auto_axes)
+  split = set(MESH_AXES) <= set(mesh.auto_axes)
   if not split or x_BxTxD.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
     return function(kernels, x_BxTxD, weight_BxTxk, expert_BxTxk)
-  parts = mesh.shape["expert"]
+  parts, size = mesh.shape["expert"], mesh.shape["tensor"]
+  tensor = "tensor" if size > 1 and kernels[0].shape[-1] % size == 0 else None
 
-  def on_shard(
+  def on_device(
     kernels: tuple[jax.Array, ...], x: jax.Array, weight: jax.Array, expert: jax.Array
   ) -> jax.Array:
-    if parts == 1:
-      return function(kernels, x, weight, expert)
-    x, weight, expert = (
-      jax.lax.all_gather(rows, "expert", tiled=True) for rows in (x, weight, expert)
-    )
-    num_mine = kernels[0].shape[0]
-    expert -= num_mine * jax.lax.axis_index("expert")
-    expert = jnp.where((expert >= 0) & (expert < num_mine), expert, num_mine)
-    return jax.lax.psum_scatter(
-      function(kernels, x, weight, expert), "expert", scatter_dimension=0, tiled=True
-    )
+    if parts > 1:
+      x, weight, expert = (
+        jax.lax.all_gather(rows, "expert", tiled=True) for rows in (x, weight, expert)
+      )
+      num_mine = kernels[0].shape[0]
+      expert -= num_mine * jax.lax.axis_index("expert")
+      expert = jnp.where((expert >= 0) & (expert < num_mine), expert, num_mine)
+    y = function(kernels, x, weight, expert)
+    if parts > 1:
+      y = jax.lax.psum_scatter(y, "expert", scatter_dimension=0, tiled=True)
+    return y if tensor is None else jax.lax.psum(y, tensor)
 
-  rows, experts = jax.P(BATCH_AXES), jax.P("expert")
+  rows, into, back = (
+    jax.P(BATCH_AXES),
+    jax.P("expert", None, tensor),
+    jax.P("expert", tensor, None),
+  )
   return jax.shard_map(
-    on_shard, in_specs=(experts, rows, rows, rows), out_specs=rows, axis_names=set(BATCH_AXES)
+    on_device,
+    in_specs=((into, into, back), rows, rows, rows),
+    out_specs=rows,
+    axis_names=set(MESH_AXES),
   )(kernels, x_BxTxD, weight_BxTxk, expert_BxTxk)

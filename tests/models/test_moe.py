@@ -285,7 +285,7 @@ def test_router_probabilities_of_all_layers_are_not_kept():
 
 
 def placed(params, inputs, mesh):
-  specs = MODEL.partition_specs(params)
+  specs = MODEL.partition_specs(params)  # those of any decoder
   shardings = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), specs)
   return jax.device_put(params, shardings), jax.device_put(
     inputs, sharding.batch_sharding(mesh)
@@ -318,6 +318,22 @@ def test_a_device_computes_its_own_tokens_and_experts_only(params, on_one_device
   memory, whole = (x.memory_analysis().temp_size_in_bytes for x in (compiled, on_one_device))
   assert memory < 1.5 * whole / 8 * sizes.get("expert", 1)
   assert ("reduce-scatter(" in compiled.as_text()) == ("expert" in sizes)
+
+
+def test_bfloat16_compiles_on_cpus():
+  """XLA's compiler for CPUs ends the process over some reductions of it."""
+  model = decoder(dataclasses.replace(CONFIG, dtype="bfloat16", num_layers=1))
+  params, inputs = model.init(jax.random.key(0)), rows(2)
+
+  def loss(params, inputs):
+    return jnp.mean(model.token_losses(params, *inputs[:4]))
+
+  expected = loss(params, inputs)
+  mesh = sharding.make_mesh(data=1, fsdp=2, expert=2, tensor=2)
+  with jax.set_mesh(mesh):
+    actual, gradients = jax.jit(jax.value_and_grad(loss))(*placed(params, inputs, mesh))
+  np.testing.assert_allclose(actual, expected, rtol=1e-2)
+  assert all(np.isfinite(x).all() and x.any() for x in jax.tree.leaves(gradients))
 
 
 def test_rows_that_do_not_divide_over_a_mesh(params):
