@@ -25,7 +25,7 @@ def write_skewed(
   Args:
     source: a folder of domains with validation files; see `find_domains`.
     folder: receives NAME.train.jsonl.gz, NAME.target.jsonl.gz and NAME.val.jsonl.gz, and
-      `sizes.json`; one that is there already is left alone.
+      `.sizes.json`; one that is there already is left alone.
     ratio: r >= 1.
     seed: of the choice.
     text_field: the field that holds the text.
@@ -54,7 +54,7 @@ def write_skewed(
   if problems:
     raise ValueError("; ".join(problems))
   final = Path(folder)
-  if not (final / "sizes.json").exists():
+  if not (final / ".sizes.json").exists():
     partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
     partial.mkdir(parents=True)
     try:
@@ -70,11 +70,11 @@ def write_skewed(
         _write(partial / f"{name}.train.jsonl.gz", kept)
         _write(partial / f"{name}.target.jsonl.gz", validation[name][0::2])
         _write(partial / f"{name}.val.jsonl.gz", validation[name][1::2])
-      (partial / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
+      (partial / ".sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
       os.replace(partial, final)
     finally:
       shutil.rmtree(partial, ignore_errors=True)
-  return json.loads((final / "sizes.json").read_text(encoding="utf-8"))
+  return json.loads((final / ".sizes.json").read_text(encoding="utf-8"))
 
 
 def _shuffled(documents: Iterable[Document], seed: int) -> list[Document]:
