@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jdc.policies import checks
 from jdc.policies.base import DataPolicy, Decision, ExampleStats, PolicyState, RunSpec
-from jdc.policies.weighting.tokens import token_rows
+from jdc.policies.weighting.token_weights import token_rows
 
 
 def focal(gamma: float = 2.0) -> DataPolicy:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jdc.policies import checks
 from jdc.policies.base import DataPolicy, Decision, ExampleStats, PolicyState, RunSpec
 from jdc.policies.weighting.largest import is_fraction, largest, num_kept
-from jdc.policies.weighting.tokens import token_rows
+from jdc.policies.weighting.token_weights import token_rows
 
 
 def rho1(fraction: float = 0.6) -> DataPolicy:
