@@ -36,7 +36,8 @@ def main(argv: list[str]) -> None:
   configs = [config_lib.from_config_dict(flag.value) for flag in STAGES.values()]
   if DATA.value:
     configs = [dataclasses.replace(config, data=DATA.value) for config in configs]
-  outcome = doremi.run(*configs, WORKDIR.value, command.train)
+  reference, proxy, target = configs
+  outcome = doremi.run(reference, proxy, target, WORKDIR.value, command.train)
   if outcome.target is None or jax.process_index() != 0:
     return
   print(summary.table(f"{WORKDIR.value}/target"))

@@ -1,24 +1,19 @@
 """DoReMi's three runs: a reference, a proxy that finds domain weights, the target."""
 
 import dataclasses
-import json
 import logging
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jdc.policies import mixture
-from jdc.train.config import TrainConfig, policy, to_json
+from jdc.recipes import runs
+from jdc.recipes.runs import Train as Train
+from jdc.train.config import TrainConfig
 from jdc.train.loop import Result
 
 _LOG = logging.getLogger("jdc")
-
-# (config, workdir) -> how the run ended; it continues what the workdir holds
-Train = Callable[[TrainConfig, str], Result]
 
 
 class Outcome(NamedTuple):
@@ -76,8 +71,7 @@ def domain_weights(
   weights = mean_weights(found)
   shown = ", ".join(f"{name} {weight:.3f}" for name, weight in weights.items())
   _LOG.info("domain weights: %s", shown)
-  if jax.process_index() == 0:
-    _write(folder / "domain_weights.json", weights)
+  runs.write_json(folder / "domain_weights.json", weights)
   return weights
 
 
@@ -94,11 +88,7 @@ def check(reference: TrainConfig, proxy: TrainConfig, target: TrainConfig) -> No
   for name, config in (("reference", reference), ("target", target)):
     if config.reference.folder:
       errors.append(f"the {name}'s reference.folder is not read, it must be empty")
-  stages = {"reference": to_json(reference), "proxy": to_json(proxy), "target": to_json(target)}
-  for field in ("data", "corpus.tokenizer"):
-    values = {name: flat[field] for name, flat in stages.items()}
-    if len(set(values.values())) > 1:
-      errors.append(f"the three runs must share {field}, got {values}")
+  errors += runs.not_shared({"reference": reference, "proxy": proxy, "target": target})
   if reference.sequence_length < proxy.sequence_length:
     errors.append(
       f"the proxy's sequence_length={proxy.sequence_length} is above the reference's "
@@ -117,16 +107,8 @@ def mean_weights(proxy: Result) -> dict[str, float]:
 
 def with_weights(target: TrainConfig, weights: dict[str, float]) -> TrainConfig:
   """Returns the config of a run on fixed domain weights."""
-  return dataclasses.replace(
-    target, mixture=policy(mixture.static, proportions=tuple(weights.values()))
-  )
+  return runs.on_mixture(target, tuple(weights.values()))
 
 
 def _factory(config: TrainConfig) -> Any:
   return None if config.mixture is None else config.mixture.get("factory")
-
-
-def _write(path: Path, weights: dict[str, float]) -> None:
-  partial = path.with_suffix(".partial")
-  partial.write_text(json.dumps(weights, indent=2) + "\n", encoding="utf-8")
-  os.replace(partial, path)
