@@ -380,7 +380,7 @@ def temporary_bytes(form, shape, dtype, argnums, chunk_size="auto"):
 def test_memory_of_a_large_vocabulary(form, dtype, argnums):
   shape = (8, 1024, 2048, 131_072)
   chunk = 512 * 131_072 * 4
-  # How many arrays of a chunk's logits are alive at once, depends on the processor's products.
+  # How many arrays of a chunk's logits are alive at once depends on the processor.
   # Besides these, only the matrix in the activations' dtype fits: neither all logits, 16 chunks,
   # nor a gradient of the matrix, 4, for each of them. The last sum of these is an output.
   cast = 0 if dtype == jnp.float32 else 2048 * 131_072 * 2
