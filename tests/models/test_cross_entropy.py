@@ -381,8 +381,8 @@ def test_memory_of_a_large_vocabulary(form, dtype, argnums):
   shape = (8, 1024, 2048, 131_072)
   chunk = 512 * 131_072 * 4
   # How many arrays of a chunk's logits are alive at once depends on the processor.
-  # Besides these, only the matrix in the activations' dtype fits: neither all logits, 16 chunks,
-  # nor a gradient of the matrix, 4, for each of them. The last sum of these is an output.
+  # Besides these, only the matrix in the activations' dtype fits: neither all logits, 16
+  # chunks, nor a gradient of the matrix, 4, for each of them. Their sum is an output.
   cast = 0 if dtype == jnp.float32 else 2048 * 131_072 * 2
   assert temporary_bytes(form, shape, dtype, argnums) < 3 * chunk + cast
 
