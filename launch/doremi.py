@@ -38,7 +38,10 @@ def main(argv: list[str]) -> None:
     configs = [dataclasses.replace(config, data=DATA.value) for config in configs]
   reference, proxy, target = configs
   outcome = doremi.run(reference, proxy, target, WORKDIR.value, command.train)
-  if outcome.target is None or jax.process_index() != 0:
+  if jax.process_index() != 0:
+    return
+  if outcome.target is None:
+    print("stopped: SIGTERM; the same command continues")
     return
   print(summary.table(f"{WORKDIR.value}/target"))
   print("domain weights:", ", ".join(f"{n} {w:.4f}" for n, w in outcome.weights.items()))

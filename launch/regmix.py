@@ -49,7 +49,10 @@ def main(argv: list[str]) -> None:
   if DATA.value:
     proxy, target = (dataclasses.replace(run, data=DATA.value) for run in (proxy, target))
   outcome = regmix.run(search, proxy, target, WORKDIR.value, command.train)
-  if outcome.target is None or jax.process_index() != 0:
+  if jax.process_index() != 0:
+    return
+  if outcome.target is None:
+    print("stopped: SIGTERM; the same command continues")
     return
   print(summary.table(f"{WORKDIR.value}/target"))
   print("mixture:", ", ".join(f"{n} {w:.4f}" for n, w in outcome.mixture.items()))

@@ -10,6 +10,7 @@ import numpy as np
 from jdc.policies import mixture
 from jdc.recipes import runs
 from jdc.recipes.runs import Train as Train
+from jdc.train import process, sharding
 from jdc.train.config import TrainConfig
 from jdc.train.loop import Result
 
@@ -61,13 +62,14 @@ def domain_weights(
 ) -> dict[str, float] | None:
   """Returns what the first two runs find; `None` after a signal to stop."""
   folder = Path(workdir)
-  found = train(reference, str(folder / "reference"))
-  if found.stopped == "SIGTERM":
-    return None
-  chosen = dataclasses.replace(proxy.reference, folder=str(folder / "reference"))
-  found = train(dataclasses.replace(proxy, reference=chosen), str(folder / "proxy"))
-  if found.stopped == "SIGTERM":
-    return None
+  with process.sigterm(sharding.make_mesh(**dataclasses.asdict(proxy.mesh))) as told_to_stop:
+    found = train(reference, str(folder / "reference"))
+    if found.stopped == "SIGTERM" or told_to_stop():
+      return None
+    chosen = dataclasses.replace(proxy.reference, folder=str(folder / "reference"))
+    found = train(dataclasses.replace(proxy, reference=chosen), str(folder / "proxy"))
+    if found.stopped == "SIGTERM" or told_to_stop():
+      return None
   weights = mean_weights(found)
   shown = ", ".join(f"{name} {weight:.3f}" for name, weight in weights.items())
   _LOG.info("domain weights: %s", shown)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jdc.policies import mixture
-from jdc.train import corpus, setup
+from jdc.train import corpus, process, setup, sharding
 from jdc.train.config import TrainConfig, policy, to_json
 from jdc.train.loop import Result
 
@@ -95,19 +95,22 @@ def losses(
   """
   record = _Record(Path(workdir) / "proxies.json", on_target(base), data)
   record.check(mixtures)
-  for number, (name, proportions) in enumerate(mixtures.items(), start=1):
-    if name in record.runs:
-      continue
-    shown = ", ".join(f"{d} {p:.3f}" for d, p in zip(data.tokens, proportions, strict=True))
-    _LOG.info("proxy %s, %d of %d: %s", name, number, len(mixtures), shown)
-    config = _of_its_own(on_mixture(on_target(base), proportions), name)
-    try:
-      result = train(config, f"{workdir}/proxies/{name}")
-    except FloatingPointError as error:
-      raise FloatingPointError(f"proxy {name}: {error}") from error
-    if result.stopped == "SIGTERM":
-      return None
-    record.add(name, proportions, result)
+  with process.sigterm(sharding.make_mesh(**dataclasses.asdict(base.mesh))) as told_to_stop:
+    for number, (name, proportions) in enumerate(mixtures.items(), start=1):
+      if name in record.runs:
+        continue
+      shown = ", ".join(f"{d} {p:.3f}" for d, p in zip(data.tokens, proportions, strict=True))
+      _LOG.info("proxy %s, %d of %d: %s", name, number, len(mixtures), shown)
+      config = _of_its_own(on_mixture(on_target(base), proportions), name)
+      try:
+        result = train(config, f"{workdir}/proxies/{name}")
+      except FloatingPointError as error:
+        raise FloatingPointError(f"proxy {name}: {error}") from error
+      if result.stopped == "SIGTERM":
+        return None
+      record.add(name, proportions, result)
+      if told_to_stop():  # too late for that run, or between two
+        return None
   kept = [record.runs[name] for name in mixtures]
   before, after = (
     [[run[when][domain] for domain in data.tokens] for run in kept]

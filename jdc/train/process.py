@@ -4,6 +4,7 @@ import contextlib
 import logging
 import signal
 import threading
+import types
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -40,14 +41,22 @@ def closing(resource: Closable) -> Iterator[None]:
 def sigterm(mesh: jax.sharding.Mesh) -> Iterator[Callable[[], bool]]:
   """Yields a function that tells, once after every step, whether the run was asked to stop.
 
-  The answer is the same in all processes that share the mesh, whichever was asked.
+  The answer is the same in all processes that share the mesh, whichever was asked. What handled
+  the signal before hears of it too, as does the caller of several runs.
   """
   asked = threading.Event()
   stop = asked.is_set if jax.process_count() == 1 else _agreement(asked, mesh)
   if threading.current_thread() is not threading.main_thread():
     yield stop  # only the main thread may handle signals
     return
-  previous = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+
+  def handle(number: int, frame: types.FrameType | None) -> None:
+    asked.set()
+    if callable(previous):
+      previous(number, frame)
+
+  previous = signal.getsignal(signal.SIGTERM)
+  signal.signal(signal.SIGTERM, handle)
   try:
     yield stop
   finally:

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import re
+import signal
 
 import numpy as np
 import pytest
 
 from jdc.policies import mixture, weighting
 from jdc.recipes import runs
+from jdc.train import process, sharding
 from jdc.train.config import CheckpointConfig, CorpusConfig, LoggingConfig, MeshConfig, policy
 
 MIXTURES = {"a": (0.5, 0.5, 0.0), "b": (0.0, 0.0, 1.0), "c": (0.2, 0.3, 0.5)}
@@ -45,6 +47,29 @@ def test_finished_runs_are_not_trained_again(config, data, fake_train, tmp_path)
   assert third.folders == []
   np.testing.assert_array_equal(again, losses)
   np.testing.assert_array_equal(losses, run(config, data, tmp_path / "other", third))
+
+
+def test_a_signal_at_the_end_of_a_run_stops_before_the_next(config, data, fake_train, tmp_path):
+  def signalled(proportions):
+    if proportions[2] == 1.0:
+      signal.raise_signal(signal.SIGTERM)
+    return planted(proportions)
+
+  train, before = fake_train(signalled), signal.getsignal(signal.SIGTERM)
+  assert run(config, data, tmp_path, train) is None
+  assert signal.getsignal(signal.SIGTERM) is before
+  assert run(config, data, tmp_path, train) is not None  # b is kept
+  assert train.folders == ["a", "b", "c"]
+
+
+def test_a_signal_in_a_run_is_heard_by_what_runs_several():
+  mesh = sharding.make_mesh()
+  with process.sigterm(mesh) as outer:
+    with process.sigterm(mesh) as inner:
+      assert not inner()
+      signal.raise_signal(signal.SIGTERM)
+      assert inner()
+    assert outer()
 
 
 def test_a_run_that_fails_loses_no_other(config, data, fake_train, tmp_path):
