@@ -149,7 +149,7 @@ REFUSED = {
   ),
   "a statistic that no step has": (
     observing("loss", "gradient", "reference_loss"), {},
-    ["mixture observes gradient; a step provides", "reference_loss, which needs a reference model"],
+    ["mixture observes gradient; a step provides", "which needs a reference model"],
   ),
   "a statistic that no round has": (
     observing("learning_rate", scope="round"), {},
