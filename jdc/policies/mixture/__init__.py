@@ -1,6 +1,8 @@
 """Policies that decide the proportions of the domains."""
 
 from jdc.policies.mixture import regmix
+from jdc.policies.mixture.ado import ado
+from jdc.policies.mixture.aioli import aioli
 from jdc.policies.mixture.by_size import by_size
 from jdc.policies.mixture.doge import doge
 from jdc.policies.mixture.doremi import doremi
@@ -11,9 +13,13 @@ from jdc.policies.mixture.odm import odm
 from jdc.policies.mixture.pike import pike
 from jdc.policies.mixture.random import random
 from jdc.policies.mixture.schedule import schedule
+from jdc.policies.mixture.skill_it import adjacency_from_losses, skill_it
 from jdc.policies.mixture.static import static
 
 __all__ = [
+  "adjacency_from_losses",
+  "ado",
+  "aioli",
   "by_size",
   "doge",
   "doremi",
@@ -25,5 +31,6 @@ __all__ = [
   "random",
   "regmix",
   "schedule",
+  "skill_it",
   "static",
 ]
