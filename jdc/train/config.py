@@ -65,10 +65,12 @@ def policy(factory: Callable[..., Any], **arguments: Any) -> ml_collections.Conf
   Args:
     factory: what makes the policy, such as `mixture.odm` or a function of the config file.
     **arguments: those that differ from the factory's defaults. An argument that is a policy,
-      as combinators take, is itself written with `policy`.
+      as combinators take, is itself written with `policy`. A number, a string or a sequence
+      that has no default may be left to a flag.
 
   Raises:
-    TypeError: if the factory has no such parameter; close names are suggested.
+    TypeError: if the factory has no such parameter, with suggestions, or one is missing that no
+      flag can give.
   """
   parameters = inspect.signature(factory).parameters
   unknown = [name for name in arguments if name not in parameters]
@@ -79,7 +81,11 @@ def policy(factory: Callable[..., Any], **arguments: Any) -> ml_collections.Conf
   for name, parameter in parameters.items():
     value = arguments.get(name, parameter.default)
     if value is inspect.Parameter.empty:
-      raise TypeError(f"{factory.__name__} needs a value for {name!r}")
+      kind = fields_lib.flag_type(hints.get(name))
+      if kind is None:
+        raise TypeError(f"{factory.__name__} needs a value for {name!r}")
+      fields[name] = ml_collections.config_dict.required_placeholder(kind)
+      continue
     fields[name] = fields_lib.overridable(value, hints.get(name))
   return ml_collections.ConfigDict(fields)
 
@@ -108,11 +114,16 @@ def _build(chosen: Mapping[str, Any]) -> Any:
   known = inspect.signature(chosen["factory"]).parameters
   if unknown := [name for name in chosen if name not in known and name != "factory"]:
     raise ValueError(fields_lib.suggest(unknown, known))
-  arguments = {
-    name: _build(value) if _is_policy(value) else _plain(value)
-    for name, value in chosen.items()
-    if name != "factory"
-  }
+  arguments, missing = {}, []
+  for name in set(chosen) - {"factory"}:
+    try:
+      value = chosen[name]
+    except ml_collections.config_dict.RequiredValueError:
+      missing.append(name)
+      continue
+    arguments[name] = _build(value) if _is_policy(value) else _plain(value)
+  if missing:
+    raise ValueError(f"{chosen['factory'].__name__} needs a value for {sorted(missing)}")
   return chosen["factory"](**arguments)
 
 
@@ -213,7 +224,8 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 def _listed(value: Any) -> Any:
   if isinstance(value, set | frozenset):
     return sorted(value)
-  return list(value) if isinstance(value, tuple) else value
+  # Nested, as a saved config comes back as lists all the way down.
+  return [_listed(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

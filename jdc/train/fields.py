@@ -33,6 +33,16 @@ def overridable(value: Any, hint: Any) -> Any:
   return value
 
 
+def flag_type(hint: Any) -> type | None:
+  """Returns the type of the flag that gives a value of a type; `None` where none can."""
+  kinds = [typing.get_origin(hint) or hint, *typing.get_args(hint)]
+  if kinds[0] in (tuple, Sequence):
+    return tuple
+  if kinds[0] is typing.Literal:
+    return str
+  return next((kind for kind in kinds if kind in (int, float, str, bool)), None)
+
+
 def nested(cls: type) -> dict[str, type]:
   """Returns the fields that are dataclasses themselves."""
   return {

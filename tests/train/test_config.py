@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from jdc import policies
 from jdc.models.configs import DecoderConfig
-from jdc.policies import mixture, ordering, selection, weighting
+from jdc.policies import Ordering, mixture, ordering, selection, weighting
 from jdc.train import config as c
 
 MODEL = DecoderConfig(
@@ -181,6 +181,10 @@ def plain(first: int, second: float = 1, third: str | None = None, *, fourth: bo
   raise AssertionError
 
 
+def windows(window: int, ordering: Ordering):
+  raise AssertionError
+
+
 class TestPolicy:
   def test_shows_every_parameter(self):
     made = c.policy(mixture.odm, smoothing=0.5)
@@ -189,9 +193,13 @@ class TestPolicy:
     assert made.variant == "batched"
 
   def test_needs_what_has_no_default(self):
-    with pytest.raises(TypeError, match="plain needs a value for 'first'"):
-      c.policy(plain)
-    assert c.policy(plain, first=2).first == 2
+    made = c.policy(plain)  # a flag may give it
+    with pytest.raises(ValueError, match=r"mixture: plain needs a value for \['first'\]"):
+      c.build_policies(c.TrainConfig(mixture=made))
+    made.first = 2
+    assert c.policy(plain, first=2).first == made.first
+    with pytest.raises(TypeError, match="windows needs a value for 'ordering'"):
+      c.policy(windows, window=3)
 
   def test_names_unknown_parameters(self):
     with pytest.raises(TypeError, match=r"odm: no field 'warmup', did you mean 'warmup_steps'"):
@@ -249,6 +257,11 @@ class TestDifferences:
   )
   def test_what_may_change(self, fields):
     assert self.changed(**fields) == []
+
+  def test_nested_sequences_come_back_equal(self):
+    chosen = c.policy(mixture.static, proportions=((1.0, 0.0), (0.5, 0.5)))
+    flat = c.to_json(c.TrainConfig(mixture=chosen))
+    assert c.differences(json.loads(json.dumps(flat)), flat) == []
 
   def test_what_may_not_is_listed_with_both_values(self):
     found = self.changed(
