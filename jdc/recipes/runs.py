@@ -210,7 +210,7 @@ def _of_its_own(config: TrainConfig, name: str) -> TrainConfig:
   folder = config.checkpoint.folder
   if not folder:
     return config
-  own = dataclasses.replace(config.checkpoint, folder=f"{folder}/{name}")
+  own = dataclasses.replace(config.checkpoint, folder=f"{folder}/proxies/{name}")
   return dataclasses.replace(config, checkpoint=own)
 
 

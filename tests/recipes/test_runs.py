@@ -179,7 +179,7 @@ def test_each_run_has_checkpoints_of_its_own(config, data, fake_train, tmp_path)
   checkpoint = dataclasses.replace(config.checkpoint, folder="gs://bucket/runs")
   run(dataclasses.replace(config, checkpoint=checkpoint), data, tmp_path, train)
   folders = [asked.checkpoint.folder for asked, _ in train.asked]
-  assert folders == [f"gs://bucket/runs/{name}" for name in "abc"]
+  assert folders == [f"gs://bucket/runs/proxies/{name}" for name in "abc"]
 
 
 def test_stages_must_share_data_held_out_documents_and_text(config):
