@@ -177,7 +177,7 @@ def steps(
     def evaluate() -> dict[str, float]:
       with record.pause():
         found = _evaluate(run, tables, state.model_params, mesh)
-      record.write(step, found | record.totals(iterator.state))
+      record.write(step, found | record.totals(iterator.state, record.cost))
       return found
 
     def save() -> None:
@@ -221,7 +221,7 @@ def steps(
         iterator.push(output.mixture_logits)
       if pending is not None:
         record.step(*pending)
-      pending = (output, iterator.state)
+      pending = (output, iterator.state, record.cost)
       stopped = "SIGTERM" if terminated() else ""
       evaluates = _due(config.evaluation.every_steps, step, config)
       saves = _due(config.checkpoint.every_steps, step, config)

@@ -46,11 +46,11 @@ class Record:
     self._spec, self._config = spec, config
     self._window = metrics_lib.Window(spec.num_domains)
     self._tokens = self._skipped = 0
-    self._cost = Cost()
+    self.cost = Cost()
     if saved is not None:
       self._window.from_json(saved["window"])
       self._tokens, self._skipped = saved["tokens"], saved["skipped"]
-      self._cost = Cost(*saved["cost"])
+      self.cost = Cost(*saved["cost"])
     self._busy, self._timed_steps, self._timed_tokens = 0.0, 0, 0
     self._mark: float | None = None
     self._main = jax.process_index() == 0
@@ -92,8 +92,8 @@ class Record:
       for writer in (self._lines, *self._writers):
         writer.write(step, metrics)
 
-  def step(self, output: StepOutput, after: PlanState) -> None:
-    """Takes in a step that has been computed; `after` is the plan behind it.
+  def step(self, output: StepOutput, after: PlanState, cost: Cost) -> None:
+    """Takes in a step that has been computed, the plan behind it and the cost up to it.
 
     Raises:
       FloatingPointError: if too many steps in a row had no finite loss or gradient.
@@ -118,14 +118,14 @@ class Record:
       )
     self._bar.update(done - self._bar.n)
     if done % self._config.logging.every_steps == 0:
-      self.write(done, self._metrics(out, after))
+      self.write(done, self._metrics(out, after, cost))
       self._window.reset()
       self._write_times(done, out)
 
-  def totals(self, state: PlanState) -> dict[str, float]:
-    """Returns the cost so far, and by domain the shares of rows asked for and seen."""
-    cost = {f"cost/extra_{name}_rows": float(x) for name, x in self._cost._asdict().items()}
-    return cost | _by_domain(
+  def totals(self, state: PlanState, cost: Cost) -> dict[str, float]:
+    """Returns the cost, and by domain the shares of rows asked for and seen."""
+    rows = {f"cost/extra_{name}_rows": float(x) for name, x in cost._asdict().items()}
+    return rows | _by_domain(
       self._spec.domain_names,
       share_asked=state.asked_K / max(state.asked_K.sum(), 1),
       share_seen=state.seen_K / max(state.seen_K.sum(), 1),
@@ -140,7 +140,7 @@ class Record:
 
   def spend(self, cost: Cost) -> None:
     """Counts rows that are passed through models besides those that are trained."""
-    self._cost = self._cost.plus(cost)
+    self.cost = self.cost.plus(cost)
 
   def compiled(self, step: int, seconds: float) -> None:
     """Notes how long the training step took to compile."""
@@ -169,7 +169,7 @@ class Record:
       "window": self._window.to_json(),
       "tokens": self._tokens,
       "skipped": self._skipped,
-      "cost": list(self._cost),
+      "cost": list(self.cost),
     }
 
   def close(self) -> None:
@@ -179,7 +179,7 @@ class Record:
       for file in self._files:
         stack.callback(file.close)
 
-  def _metrics(self, out: StepOutput, after: PlanState) -> dict[str, float]:
+  def _metrics(self, out: StepOutput, after: PlanState, cost: Cost) -> dict[str, float]:
     metrics = {
       "train/weighted_loss": float(out.loss),
       "train/grad_norm": float(out.grad_norm),
@@ -194,7 +194,7 @@ class Record:
     metrics |= _by_domain(names, probability=after.probability_K)
     if out.share_filled is not None:
       metrics["data/share_filled"] = float(out.share_filled)
-    metrics |= self.totals(after)
+    metrics |= self.totals(after, cost)
     return metrics | self._window.metrics(names) | self._policy_metrics(out.metrics)
 
   def _policy_metrics(self, metrics: Mapping[str, Any]) -> dict[str, float]:
