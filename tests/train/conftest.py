@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from jdc import policies
 from jdc.data import pack, tokenize
 from jdc.data.domains import find_domains
+from jdc.models.base import LanguageModel, Outputs
 from jdc.models.configs import DecoderConfig
 from jdc.models.decoder import decoder
 from jdc.models.lora import LoraConfig
@@ -124,6 +126,67 @@ def fit(
     return loop.fit(run, str(workdir))
 
   return run
+
+
+@pytest.fixture(scope="session")
+def target_domains(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pack.Domain]:
+  """The same domains, each with a target set."""
+  found = find_domains(write_domains(tmp_path_factory.mktemp("domains")))
+  cache, tokenizer = tmp_path_factory.mktemp("cache"), tokenize.byte_tokenizer()
+  return pack.prepare(found, tokenizer, SEQUENCE_LENGTH, 0.2, cache, target_fraction=0.2)
+
+
+def make_small_model(vocab_size: int = 258, width: int = 4, num_experts: int = 3) -> Any:
+  """A model of two matrices, which tells of everything that policies observe."""
+
+  def init(key: jax.Array) -> dict[str, jax.Array]:
+    shapes = {"embedding": (vocab_size, width), "output": (width, vocab_size)}
+    shapes["router"] = (width, num_experts)
+    keys = dict(zip(shapes, jax.random.split(key, len(shapes)), strict=True))
+    return {name: jax.random.normal(keys[name], shape) for name, shape in shapes.items()}
+
+  def outputs(params: Any, tokens: Any, targets: Any, _: Any, segments: Any) -> Outputs:
+    hidden = params["embedding"][tokens]
+    logits = jax.nn.log_softmax(hidden @ params["output"])
+    losses = -jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    expert = jnp.argmax(hidden @ params["router"], axis=-1)
+    load = jax.nn.one_hot(expert, num_experts) * (segments > 0)[..., None]
+    return Outputs(losses, hidden, expert_load=load.sum(axis=1))
+
+  return LanguageModel(
+    init=init,
+    hidden=lambda params, tokens, *_: params["embedding"][tokens],
+    token_losses=lambda *inputs: outputs(*inputs).token_loss,
+    logits=lambda params, tokens, *_: params["embedding"][tokens] @ params["output"],
+    partition_specs=lambda params: jax.tree.map(lambda _: jax.P(), params),
+    vocab_size=vocab_size,
+    outputs=outputs,
+  )
+
+
+@pytest.fixture(scope="session")
+def small_model() -> LanguageModel:
+  return make_small_model()
+
+
+@pytest.fixture(scope="session")
+def small_run(
+  target_domains: dict[str, pack.Domain], small_model: LanguageModel, tiny_config: RunConfig
+) -> Callable[..., loop.Run]:
+  """Returns `build(policies, **parts of Run, or fields of RunConfig or of its plan)`."""
+
+  def build(chosen: policies.Policies, **changes: Any) -> loop.Run:
+    plan_fields = {field.name for field in dataclasses.fields(PlanConfig)}
+    plan = {name: changes.pop(name) for name in changes.keys() & plan_fields}
+    parts = {name: changes.pop(name) for name in changes.keys() & set(loop.Run._fields)}
+    config = dataclasses.replace(
+      tiny_config, plan=dataclasses.replace(tiny_config.plan, **plan), **changes
+    )
+    schedule = optax.constant_schedule(1e-2)
+    run = loop.Run(small_model, optax.adamw(schedule), schedule, chosen, target_domains, config)
+    return run._replace(**parts)
+
+  return build
 
 
 def assert_trees_equal(left: Any, right: Any) -> None:
