@@ -86,6 +86,17 @@ POLICIES = [
     exceptions={"domains": "a domain's share is drawn by its place, whatever its name"},
   ),
   Case("mixture_schedule", mixture.schedule(stages, "cosine")),
+  # A graph that is the same in any order of domains.
+  Case("skill_it", mixture.skill_it(np.eye(K) + 0.3)),
+  Case("skill_it_normalised", mixture.skill_it(np.eye(K) + 0.3, window=2, normalise=True)),
+  Case(
+    "aioli", mixture.aioli(period=5, lp_rounds=1),
+    exceptions={"domains": "which domain is perturbed next is drawn by its place"},
+  ),
+  Case(
+    "aioli_ema", mixture.aioli(period=9, lp_rounds=2, normalise=False, ema=0.3),
+    exceptions={"domains": "which domain is perturbed next is drawn by its place"},
+  ),
   Case("random", selection.random(0.3)),
   Case("loss_high", selection.loss()),
   Case("loss_medium", selection.loss("medium", temperature=0.0)),
