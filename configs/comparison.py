@@ -5,8 +5,10 @@
 
 DIR is a folder of domains with validation files. `contestants` holds one run a policy: what it
 changes in `base`, and the recipe that it needs, if any. `--only=odm,ado` picks some, beside the
-controls. Horizons of the policies are scaled to the run: ten rounds; a hundredth of the steps
-of warm-up for ODM; a tenth before ADO's first fit. `:tiny` shrinks everything.
+controls. Horizons are scaled to the run: ten rounds, Aioli's forty; a hundredth of the steps of
+warm-up for ODM; a twentieth before ADO's first fit and between two; a tenth of the steps on
+each domain for Skill-It's graph; for DoReMi a reference and a proxy as long as the run.
+`:tiny` shrinks everything.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +22,7 @@ from jdc.train import config as c
 def get_config(arg: str = "") -> ConfigDict:
   """Returns the base run and the contestants; `arg` is empty or `tiny`."""
   tiny = c.parse_arg(arg, tiny=False)["tiny"]
-  num_steps = 20 if tiny else 300
+  num_steps = 40 if tiny else 400
   base = c.TrainConfig(
     num_steps=num_steps,
     batch_size=8 if tiny else 16,
@@ -49,12 +51,15 @@ def get_config(arg: str = "") -> ConfigDict:
     # Policies that need one run.
     "loss_proportional": c.policy(mixture.loss_proportional),
     "odm": c.policy(mixture.odm),
-
+    "ado": c.policy(mixture.ado),
     "group_dro": c.policy(mixture.group_dro),
-    "doge": c.policy(mixture.doge, objective="universal"),
-
+    "doge": c.policy(mixture.doge),
+    "aioli": c.policy(mixture.aioli, period=20, lp_rounds=1),
   }
   chosen = {name: ConfigDict({"mixture": slot}) for name, slot in plain.items()}
+  # Two periods of twenty short rounds: one for each perturbed mixture, the rest on the result.
+  chosen["aioli"].plan = ConfigDict({"steps_per_round": num_steps // 40})
+  # Those that need runs before their own.
   chosen["doremi"] = ConfigDict({"recipe": contestants.doremi, "mixture": plain["by_size"]})
   chosen["skill_it"] = ConfigDict({"recipe": contestants.skill_it, "mixture": plain["by_size"]})
   return ConfigDict(

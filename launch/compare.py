@@ -83,8 +83,7 @@ def _chosen(contestants: Mapping[str, Any], controls: tuple[str, ...]) -> list[s
 def _run(name: str, contestant: Any, base: TrainConfig, workdir: Path) -> None:
   """Trains one policy with one seed, unless its result is there already."""
   folder = workdir / "runs" / name / f"seed-{base.seed}"
-  slots = {key: value for key, value in contestant.items() if key != "recipe"}
-  config = dataclasses.replace(base, **slots)
+  config = _changed(base, contestant)
   described = config_lib.to_json(config)
   path = folder / "result.json"
   if path.exists():
@@ -103,6 +102,19 @@ def _run(name: str, contestant: Any, base: TrainConfig, workdir: Path) -> None:
   partial = path.with_suffix(".partial")
   partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
   os.replace(partial, path)
+
+
+def _changed(base: TrainConfig, contestant: Mapping[str, Any]) -> TrainConfig:
+  """The base run with the contestant's policies, and its fields of parts such as the plan."""
+  changes = {}
+  for name, value in contestant.items():
+    if name == "recipe":
+      continue
+    part = getattr(base, name, None)
+    if dataclasses.is_dataclass(part):
+      value = dataclasses.replace(part, **value)  # type: ignore[type-var]
+    changes[name] = value
+  return dataclasses.replace(base, **changes)
 
 
 def _train(config: TrainConfig, workdir: str) -> Result:
@@ -135,7 +147,8 @@ def _result(config: TrainConfig, folder: Path, result: Result) -> dict[str, Any]
     "bits_per_byte": result.after["validation/macro_bits_per_byte"],
     "domains": {name: result.after[f"validation/{name}/bits_per_byte"] for name in domains},
     "train_tokens": config.num_steps * config.batch_size * config.sequence_length,
-    "step_seconds": float(np.median(seconds)),
+    # Rounds of single steps are never timed, as a round's start is left out.
+    "step_seconds": float(np.median(seconds)) if seconds else None,
     "extra_forward": forward / own,
     "extra_backward": backward / own,
     "runs_before": len(runs_before),

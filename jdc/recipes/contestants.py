@@ -9,8 +9,8 @@ import dataclasses
 
 from jdc.policies import mixture
 from jdc.recipes import doremi as doremi_lib
-from jdc.recipes import skill_graph
-from jdc.recipes.doremi import Train
+from jdc.recipes import runs, skill_graph
+from jdc.recipes.runs import Train
 from jdc.train.config import TrainConfig, policy
 
 
@@ -23,7 +23,7 @@ def doremi(config: TrainConfig, workdir: str, train: Train) -> TrainConfig:
 
   The reference is trained on the config's own mixture.
   """
-  before = on_target(config)
+  before = runs.on_target(config)
   proxy = dataclasses.replace(before, mixture=policy(mixture.doremi))
   weights = doremi_lib.domain_weights(before, proxy, workdir, train)
   if weights is None:
@@ -34,19 +34,8 @@ def doremi(config: TrainConfig, workdir: str, train: Train) -> TrainConfig:
 def skill_it(config: TrainConfig, workdir: str, train: Train) -> TrainConfig:
   """Skill-It on a graph learnt by runs on each domain alone, each a tenth of the run."""
   num_steps = max(1, config.num_steps // 10)
-  adjacency = skill_graph.learn(on_target(config), workdir, train, num_steps)
+  adjacency = skill_graph.learn(config, workdir, train, num_steps)
   if adjacency is None:
     raise Stopped
-  return dataclasses.replace(
-    config, mixture=policy(mixture.skill_it, adjacency=_nested_tuple(adjacency))
-  )
-
-
-def on_target(config: TrainConfig) -> TrainConfig:
-  """Returns the config of a run from which a policy learns."""
-  evaluation = dataclasses.replace(config.evaluation, split="target")
-  return dataclasses.replace(config, evaluation=evaluation)
-
-
-def _nested_tuple(matrix: object) -> tuple[tuple[float, ...], ...]:
-  return tuple(tuple(float(x) for x in row) for row in matrix)  # type: ignore[attr-defined]
+  graph = tuple(map(tuple, adjacency.tolist()))
+  return dataclasses.replace(config, mixture=policy(mixture.skill_it, adjacency=graph))

@@ -34,7 +34,7 @@ class Row(NamedTuple):
   differences: dict[str, Interval]  # by control: this minus it, of the same seed
   worst_domain: str
   worst_bits_per_byte: float
-  step_seconds: float  # median of the seeds
+  step_seconds: float | None  # median of the seeds
   extra_forward: float  # FLOPs of extra forward passes over those of the run's own
   extra_backward: float
   train_tokens: int
@@ -102,7 +102,7 @@ def rows(
         differences,
         worst,
         domains[worst],
-        float(np.median([run["step_seconds"] for run in runs])),
+        _median([run["step_seconds"] for run in runs]),
         float(np.mean([run["extra_forward"] for run in runs])),
         float(np.mean([run["extra_backward"] for run in runs])),
         next(iter(tokens.values())),
@@ -128,14 +128,14 @@ def markdown(found: Sequence[Row], controls: Sequence[str]) -> str:
   """Returns the table for people."""
   header = ["policy", "bits/byte", *(f"against {c} [95 %]" for c in controls)]
   header += ["worst domain", "step", "extra forward", "extra backward"]
-  base = next((row.step_seconds for row in found if row.name == controls[0]), math.nan)
+  base = next((row.step_seconds for row in found if row.name == controls[0]), None)
   lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
   for row in found:
     cells = [f"`{row.name}`", f"{row.bits_per_byte:.4f}"]
     cells += [_difference(row.differences.get(control)) for control in controls]
     cells += [
       f"{row.worst_domain} {row.worst_bits_per_byte:.3f}",
-      f"{row.step_seconds / base:.2f}x",
+      f"{row.step_seconds / base:.2f}x" if row.step_seconds and base else "",
       f"{100 * row.extra_forward:.0f} %",
       f"{100 * row.extra_backward:.0f} %",
     ]
@@ -146,7 +146,14 @@ def markdown(found: Sequence[Row], controls: Sequence[str]) -> str:
 def _difference(interval: Interval | None) -> str:
   if interval is None:
     return ""
+  if math.isnan(interval.low):
+    return f"{interval.mean:+.4f}"
   return f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+  known = [value for value in values if value is not None]
+  return float(np.median(known)) if known else None
 
 
 def _csv_header(controls: Sequence[str]) -> list[str]:
