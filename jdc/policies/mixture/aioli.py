@@ -12,10 +12,9 @@ _LIMIT = 1e20  # sums of losses below it do not overflow
 
 
 class AioliState(NamedTuple):
-  loss_K: jax.Array  # f32[K], last known; inf until then
-  drops_KxK: (
-    jax.Array
-  )  # f32[K, K], sum over this period's sweeps; [i, m]: of loss i in mixture m
+  loss_K: jax.Array  # f32[K], when the last round began; inf where it was not usable
+  drops_KxK: jax.Array  # f32[K, K], of loss i in mixture m, sum over this period's sweeps
+  counts_KxK: jax.Array  # f32[K, K], how many drops are in that sum
   graph_KxK: jax.Array  # f32[K, K], A of the last solve, or its moving average
   log_p_K: jax.Array  # f32[K]
   position: jax.Array  # i32[], rounds into the period
@@ -28,7 +27,7 @@ def aioli(
   lp_rounds: int = 4,
   learning_rate: float = 0.2,
   share: float = 0.625,
-  normalise: bool = False,
+  normalise: bool = True,
   ema: float | None = None,
 ) -> DataPolicy:
   r"""Samples domain j with probability p_j, raised by how much it lowers the losses of all.
@@ -49,8 +48,9 @@ def aioli(
   batches in flight at the start of a round were drawn from is the mixture before it, so a round
   should be longer than `decision_lag`.
 
-  A loss that is not finite, or beyond 1e20, is counted and the previous one taken again; a
-  fall from a loss that was never known is 0. Base proportions do not enter.
+  A loss that is not finite, or beyond 1e20, is counted, and the drops before and after it are
+  left out. Where no sweep has D_im, A_i solves the other equations, and A_im is the mean of the
+  other A_ij; where domain i has none at all, A_i = 0. Base proportions do not enter.
 
   Args:
     period: rounds from solve to solve, more than `lp_rounds` x K; by default 4 `lp_rounds` x K,
@@ -58,8 +58,8 @@ def aioli(
     lp_rounds: sweeps over the perturbed mixtures in a period, at least 1.
     learning_rate: eta > 0; the paper's 0.2. Its unit is 1 / nats, or 1 where A is normalised.
     share: of the one domain in a perturbed mixture, over 1 / K and at most 1.
-    normalise: whether A - min(A, 0) replaces A, divided by its sum, as in the authors' larger
-      runs.
+    normalise: whether A - min(A, 0) replaces A, divided by its sum, as the authors advise;
+      drops are largest early in a run.
     ema: b in [0, 1). If given, A <- (1 - b) A + b (the previous one) from the second solve on,
       and p_j is exp(eta sum_i A_ij) / sum without the factor p_j.
 
@@ -74,20 +74,13 @@ def aioli(
 
   References:
     Chen, Hu, Lourie, Cho, Re, "Aioli: A Unified Optimization Framework for Language Model Data
-    Mixing", 2024, arXiv 2411.05735; repository HazyResearch/aioli. Departure: its mixtures in
-    proportion; its periods are counted in steps, here in rounds.
+    Mixing", 2024, arXiv 2411.05735; repository HazyResearch/aioli. There, learning
+    rounds and periods have lengths of their own, in steps; here all are whole rounds.
 
   Example:
-    >>> policy = aioli(period=3, lp_rounds=1, learning_rate=1.0)
-    >>> spec = RunSpec(
-    ...   10,
-    ...   2,
-    ...   ("code", "web"),
-    ...   (5, 5),
-    ...   proportions=(0.5, 0.5),
-    ...   num_steps=30,
-    ...   steps_per_round=10,
-    ... )
+    >>> policy = aioli(period=3, lp_rounds=1, learning_rate=1.0, normalise=False)
+    >>> spec = RunSpec(10, 2, ("code", "web"), (5, 5), proportions=(0.5, 0.5))
+    >>> spec = spec._replace(num_steps=30, steps_per_round=10)
     >>> decision, state = policy.init(spec, jax.random.key(0))
     >>> loss = jnp.array([3.0, 3.0])
     >>> for _ in range(3):  # web lowers the loss of code as well
@@ -126,6 +119,7 @@ def aioli(
     state = AioliState(
       loss_K=jnp.full(num_domains, jnp.inf, jnp.float32),
       drops_KxK=zeros_KxK,
+      counts_KxK=zeros_KxK,
       graph_KxK=zeros_KxK,
       log_p_K=jax.nn.log_softmax(zeros_KxK[0]),
       position=jnp.int32(0),
@@ -140,7 +134,7 @@ def aioli(
     state, num_nonfinite = _credit(stats, state, num_learning)
     state = jax.lax.cond(
       state.position == num_learning,
-      lambda state: _solve(state, lp_rounds, learning_rate, share, normalise, ema),
+      lambda state: _solve(state, learning_rate, share, normalise, ema),
       lambda state: state,
       state,
     )
@@ -167,26 +161,30 @@ def _credit(
   """Returns the state after the round that these losses close; how many were not finite."""
   loss_K = stats.domain_target_loss.astype(jnp.float32)
   known_K = jnp.abs(loss_K) < _LIMIT  # False for NaN
-  loss_K = jnp.where(known_K, loss_K, state.loss_K)
-  drop_K = jnp.where(jnp.isfinite(state.loss_K), state.loss_K - loss_K, 0.0)
+  loss_K = jnp.where(known_K, loss_K, jnp.inf)
   learnt = (state.position > 0) & (state.position <= num_learning)
+  usable_K = learnt & known_K & jnp.isfinite(state.loss_K)
+  drop_K = jnp.where(usable_K, state.loss_K - loss_K, 0.0)
   mixture = _chosen(state, jnp.maximum(state.position - 1, 0))
-  drops_KxK = state.drops_KxK.at[:, mixture].add(jnp.where(learnt, drop_K, 0.0))
-  drops_KxK = jnp.where(state.position == 0, 0.0, drops_KxK)
-  state = state._replace(loss_K=loss_K, drops_KxK=drops_KxK)
+  # Those of the period before are forgotten when a new one begins.
+  keep = jnp.where(state.position == 0, 0.0, 1.0)
+  state = state._replace(
+    loss_K=loss_K,
+    drops_KxK=(keep * state.drops_KxK).at[:, mixture].add(drop_K),
+    counts_KxK=(keep * state.counts_KxK).at[:, mixture].add(usable_K),
+  )
   return state, jnp.sum(~known_K, dtype=jnp.int32)
 
 
 def _solve(
   state: AioliState,
-  lp_rounds: int,
   learning_rate: float,
   share: float,
   normalise: bool,
   ema: float | None,
 ) -> AioliState:
   num_domains = state.loss_K.size
-  drops_KxK = state.drops_KxK / lp_rounds
+  drops_KxK = _mean_drops(state)
   # The mixtures are W = (s - r) I + r, r = (1 - s) / (K - 1), and their rows sum to 1. Then
   # W x = d gives sum x = sum d, and x = (d - r sum d) / (s - r).
   rest = (1 - share) / (num_domains - 1)
@@ -204,6 +202,16 @@ def _solve(
   gain_K = learning_rate * jnp.sum(graph_KxK, axis=0)
   log_p_K = domains.raise_weights(log_p_K, gain_K, jnp.ones_like(gain_K, bool))
   return state._replace(graph_KxK=graph_KxK, log_p_K=log_p_K, num_solves=state.num_solves + 1)
+
+
+def _mean_drops(state: AioliState) -> jax.Array:
+  """Returns D; what is missing is the mean of what is known of the domain."""
+  counts_KxK = state.counts_KxK
+  known_KxK = counts_KxK > 0
+  mean_KxK = state.drops_KxK / jnp.maximum(counts_KxK, 1.0)
+  num_known_K = jnp.maximum(jnp.sum(known_KxK, axis=1, keepdims=True), 1)
+  # The mean over the mixtures is that of A_i as well: an A_im equal to it is as the others are.
+  return jnp.where(known_KxK, mean_KxK, jnp.sum(mean_KxK, axis=1, keepdims=True) / num_known_K)
 
 
 def _decide(
