@@ -86,6 +86,8 @@ POLICIES = [
     exceptions={"domains": "a domain's share is drawn by its place, whatever its name"},
   ),
   Case("mixture_schedule", mixture.schedule(stages, "cosine")),
+  Case("ado", mixture.ado(), lambda state: state.loss_K),
+  Case("ado_fits", mixture.ado(2, 1, 5, 0, history=10, count="own"), lambda state: state.loss_K),
   # A graph that is the same in any order of domains.
   Case("skill_it", mixture.skill_it(np.eye(K) + 0.3)),
   Case("skill_it_normalised", mixture.skill_it(np.eye(K) + 0.3, window=2, normalise=True)),
