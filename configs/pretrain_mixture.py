@@ -6,11 +6,18 @@
 DIR holds one entry a domain, such as `web.jsonl.gz` or a folder `web/`. The argument names the
 policies by slot, `mixture=odm,selection=loss,weighting=loss_reweighting`; their parameters are
 fields: `--config.mixture.smoothing=0.95`, `--config.weighting.burn_in_steps=40`. `tiny` shrinks
-everything to a few seconds.
+everything to a few seconds. What a policy has no default for is given by its flag,
+`mixture=pike --config.mixture.zeta1=1 --config.mixture.zeta2=1`; README.md says which of them
+need a target set or a reference model.
 
 With `mixture=odm` on eight domains of English text, code and LaTeX it takes 1 min 50 s on two
 CPU cores, and the validation loss (mean of domains) falls from 5.82 to about 1.94 nats a byte.
 """
+
+import typing
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -28,6 +35,17 @@ from jdc.train.config import (
 )  # fmt: skip
 
 
+def factories(module: ModuleType) -> dict[str, Callable[..., Any]]:
+  """Returns what makes a policy in a module such as `policies.mixture`, by name."""
+  found = {name: getattr(module, name) for name in module.__all__}
+  made = (policies.DataPolicy, policies.Ordering)
+  return {
+    name: value
+    for name, value in found.items()
+    if callable(value) and typing.get_type_hints(value).get("return") in made
+  }
+
+
 def get_config(arg: str = "") -> ConfigDict:
   """Returns the run; see the module's docstring for `arg`."""
   chosen = parse_arg(
@@ -37,10 +55,10 @@ def get_config(arg: str = "") -> ConfigDict:
   slots = {}
   for slot in ("mixture", "selection", "ordering", "weighting"):
     if chosen[slot]:
-      module = getattr(policies, slot)
-      if chosen[slot] not in module.__all__:
-        raise ValueError(f"no {slot} {chosen[slot]!r}; known: {', '.join(module.__all__)}")
-      slots[slot] = policy(getattr(module, chosen[slot]))
+      known = factories(getattr(policies, slot))
+      if chosen[slot] not in known:
+        raise ValueError(f"no {slot} {chosen[slot]!r}; known: {', '.join(known)}")
+      slots[slot] = policy(known[chosen[slot]])
   config = TrainConfig(
     num_steps=20 if tiny else 400,
     batch_size=8 if tiny else 16,
