@@ -123,10 +123,7 @@ def ado(
     num_steps, horizons = state.curves.num_steps, state.horizons
     since = num_steps - horizons["start_steps"]
     due = (since >= 0) & (since % horizons["refit_steps"] == 0)
-    law_Kx3, fitted_K = jax.lax.cond(
-      due, scaling_laws.refit, lambda curves, *laws: laws[:2], state.curves, state.law_Kx3,
-      state.fitted_K, horizons["ignore_steps"], state.cubics_WxW,
-    )  # fmt: skip
+    law_Kx3, fitted_K = jax.lax.cond(due, _refit, _keep, state)
     state = state._replace(law_Kx3=law_Kx3, fitted_K=fitted_K)
     rho_K = _instantaneous(state)
     p_K = 0.1 * rho_K + 0.9 * state.average_K
@@ -153,6 +150,15 @@ def _learn(stats: ExampleStats, state: AdoState) -> tuple[AdoState, jax.Array]:
   curves = learning_curves.record(state.curves, loss_K, count_J, seen_K)
   state = state._replace(curves=curves, loss_K=loss_K, count_J=count_J, recent_K=recent_K)
   return state, batch.num_nonfinite
+
+
+def _refit(state: AdoState) -> tuple[jax.Array, jax.Array]:
+  ignore_steps, cubics = state.horizons["ignore_steps"], state.cubics_WxW
+  return scaling_laws.refit(state.curves, state.law_Kx3, state.fitted_K, ignore_steps, cubics)
+
+
+def _keep(state: AdoState) -> tuple[jax.Array, jax.Array]:
+  return state.law_Kx3, state.fitted_K
 
 
 def _instantaneous(state: AdoState) -> jax.Array:

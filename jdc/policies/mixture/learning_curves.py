@@ -45,14 +45,9 @@ def record(
   capacity = curves.loss_KxH.shape[1]
   step = curves.num_steps
 
-  def thin(loss_KxH: jax.Array, count_JxH: jax.Array) -> tuple[jax.Array, jax.Array]:
-    room = lambda x: jnp.pad(x[:, ::2], ((0, 0), (0, capacity // 2)))
-    return room(loss_KxH), room(count_JxH)
-
   full = step // curves.stride == capacity
-  loss_KxH, count_JxH = jax.lax.cond(
-    full, thin, lambda *points: points, curves.loss_KxH, curves.count_JxH
-  )
+  points = curves.loss_KxH, curves.count_JxH
+  loss_KxH, count_JxH = jax.lax.cond(full, _thin, _keep, points)
   stride = jnp.where(full, 2 * curves.stride, curves.stride)
   due, place = step % stride == 0, step // stride
   put = lambda points, new: points.at[:, place].set(jnp.where(due, new, points[:, place]))
@@ -63,6 +58,14 @@ def record(
     num_steps=step + 1,
     first_K=jnp.where(seen_K & (curves.first_K == NEVER), step, curves.first_K),
   )
+
+
+def _thin(points: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+  return tuple(jnp.pad(x[:, ::2], ((0, 0), (0, x.shape[1] // 2))) for x in points)
+
+
+def _keep(points: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+  return points
 
 
 def local_cubics(window: int) -> np.ndarray:

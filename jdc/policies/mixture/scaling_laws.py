@@ -183,7 +183,7 @@ def _improve(
     curvature_3x3 = _dot(slope_Px3.T * weight_P, slope_Px3)
     curvature_3x3 += _dot(slope_4x3.T * bend_4, slope_4x3)
     damped_3x3 = curvature_3x3 + jnp.diag(damping * jnp.diag(curvature_3x3) + 1e-12)
-    moved_3 = place_3 - jnp.linalg.solve(damped_3x3, gradient_3)
+    moved_3 = place_3 - _solve(damped_3x3, gradient_3)
     better = value(moved_3, rounding) < value(place_3, rounding)
     damping = jnp.where(better, jnp.maximum(damping / 4, 1e-7), jnp.minimum(damping * 4, 1e4))
     return jnp.where(better, moved_3, place_3), damping
@@ -196,6 +196,16 @@ def _improve(
   place_3, _ = jax.lax.fori_loop(0, NUM_STEPS, step, (place_3, jnp.float32(0.01)))
   shifted, e, alpha = to_law(place_3)
   return jnp.stack([shifted + alpha * last, e, alpha])
+
+
+def _solve(matrix: jax.Array, right: jax.Array) -> jax.Array:
+  """Returns the solution for a symmetric positive definite matrix of three rows."""
+  (p, q, r), (_, s, t), (_, _, u) = matrix  # eliminated in order, which needs no pivots
+  s, t, u = s - q * q / p, t - q * r / p, u - r * r / p
+  y, z = right[1] - right[0] * q / p, right[2] - right[0] * r / p
+  third = (z - y * t / s) / (u - t * t / s)
+  second = (y - t * third) / s
+  return jnp.stack([(right[0] - q * second - r * third) / p, second, third])
 
 
 def _excess(law: jax.Array) -> jax.Array:
