@@ -22,11 +22,12 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from jdc import metrics
+from jdc.data.domains import find_domains
 from jdc.data.skew import write_skewed
 from jdc.models.decoder_config import DecoderConfig
 from jdc.recipes.contestants import Stopped
 from jdc.report import comparison
-from jdc.train import checkpoint, command, estimate, process
+from jdc.train import checkpoint, checks, command, corpus, estimate, process, sources
 from jdc.train import config as config_lib
 from jdc.train.config import TrainConfig
 from jdc.train.loop import Result
@@ -50,6 +51,7 @@ def main(argv: list[str]) -> None:
   base = config_lib.from_config_dict(config.base)
   names = _chosen(config.contestants, config.controls)
   seeds = [int(seed) for seed in SEEDS.value]
+  _check(base, {name: config.contestants[name] for name in names})
   if SKEW.value:
     folder = workdir / f"data_skew_{SKEW.value:g}"
     sizes = write_skewed(base.data, folder, SKEW.value, text_field=base.corpus.text_field)
@@ -62,9 +64,13 @@ def main(argv: list[str]) -> None:
   except Stopped:
     _LOG.warning("stopped; the same command continues")
   results = comparison.read(workdir / "runs")
-  found = comparison.rows(
-    {n: by_seed for n, by_seed in results.items() if n in names}, config.controls
-  )
+  # Other seeds may be there, of another config.
+  asked = {
+    name: {seed: by_seed[seed] for seed in by_seed if seed in seeds}
+    for name, by_seed in results.items()
+    if name in names
+  }
+  found = comparison.rows({n: kept for n, kept in asked.items() if kept}, config.controls)
   files = comparison.write(found, config.controls, workdir)
   print(files["md"].read_text(encoding="utf-8"))
   for kind, path in files.items():
@@ -78,6 +84,37 @@ def _chosen(contestants: Mapping[str, Any], controls: tuple[str, ...]) -> list[s
     raise app.UsageError(f"unknown contestants {unknown}; known: {', '.join(contestants)}")
   wanted = ONLY.value or list(contestants)
   return list(dict.fromkeys([*controls, *wanted]))
+
+
+def _check(base: TrainConfig, contestants: Mapping[str, Any]) -> None:
+  """Raises a ValueError that lists what would stop the comparison at one of its runs."""
+  corpus.check(base.data, base.corpus)
+  errors, targeted = [], []
+  if base.checkpoint.folder:
+    errors.append(
+      f"checkpoint.folder={base.checkpoint.folder!r} must be empty: each run has its own"
+    )
+  if SKEW.value and base.corpus.format != "text":
+    errors.append(f"--skew is for documents of text, not corpus.format={base.corpus.format!r}")
+  for name, contestant in contestants.items():
+    try:
+      config = _changed(base, contestant)
+      policies = config_lib.build_policies(config)
+      checks.check_plan(config, policies)
+    except (TypeError, ValueError) as error:
+      errors.append(f"{name}: {error}")
+      continue
+    if "recipe" in contestant or checks.observed(policies) & sources.TARGETED:
+      targeted.append(name)
+  if targeted and not (SKEW.value or base.corpus.target_fraction or base.target.folder):
+    files = {} if base.data == "python" else find_domains(Path(base.data).expanduser())
+    if not files or not all(held.target for held in files.values()):
+      errors.append(
+        f"{', '.join(targeted)}: no target set; give --skew, NAME.target.jsonl files beside "
+        "those of each domain, or --config.base.corpus.target_fraction"
+      )
+  if errors:
+    raise ValueError("; ".join(errors))
 
 
 def _run(name: str, contestant: Any, base: TrainConfig, workdir: Path) -> None:
@@ -121,6 +158,8 @@ def _train(config: TrainConfig, workdir: str) -> Result:
   result = command.train(config, workdir)
   if result.stopped == "SIGTERM":
     raise Stopped
+  if result.stopped != "finished":
+    raise ValueError(f"{workdir} ended before its last step: {result.stopped}")
   return result
 
 

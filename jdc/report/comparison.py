@@ -52,15 +52,22 @@ def paired_interval(values: Sequence[float], control: Sequence[float]) -> Interv
   mean = float(difference.mean())
   if count < 2:
     return Interval(mean, math.nan, math.nan)
-  t = _T95[count - 2] if count - 2 < len(_T95) else 1.96
-  half = t * float(difference.std(ddof=1)) / math.sqrt(count)
+  half = _t95(count - 1) * float(difference.std(ddof=1)) / math.sqrt(count)
   return Interval(mean, mean - half, mean + half)
+
+
+def _t95(degrees: int) -> float:
+  if degrees <= len(_T95):
+    return _T95[degrees - 1]
+  # Cornish and Fisher's expansion about the normal quantile, here right to four digits.
+  z = 1.959964
+  return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 
 
 def rows(
   results: Mapping[str, Mapping[int, Mapping[str, Any]]], controls: Sequence[str]
 ) -> list[Row]:
-  """Returns a row a policy, the best first.
+  """Returns a row a policy, the best first; one whose score is not finite comes last.
 
   Args:
     results: of the finished runs.
@@ -93,7 +100,7 @@ def rows(
       domain: float(np.mean([run["domains"][domain] for run in runs]))
       for domain in runs[0]["domains"]
     }
-    worst = max(domains, key=lambda domain: domains[domain])
+    worst = max(domains, key=lambda name: (math.isnan(domains[name]), domains[name]))
     found.append(
       Row(
         name,
@@ -108,7 +115,9 @@ def rows(
         next(iter(tokens.values())),
       )
     )
-  return sorted(found, key=lambda row: row.bits_per_byte)
+  return sorted(
+    found, key=lambda row: (not math.isfinite(row.bits_per_byte), row.bits_per_byte)
+  )
 
 
 def write(found: Sequence[Row], controls: Sequence[str], folder: str | Path) -> dict[str, Path]:
