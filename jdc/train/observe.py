@@ -74,7 +74,10 @@ def example_stats(
 
 
 def make_updater(policies: Policies) -> Callable[..., tuple[dict[str, Decision], dict]]:
-  """Returns a function that updates step-scope slots by name and lets round-scope ones look."""
+  """Returns a function that updates step-scope slots by name and lets round-scope ones look.
+
+  A name whose slot is of round scope, or empty, is passed over.
+  """
   active = slots(policies)
 
   def update(
@@ -83,7 +86,7 @@ def make_updater(policies: Policies) -> Callable[..., tuple[dict[str, Decision],
   ) -> tuple[dict[str, Decision], dict]:  # fmt: skip
     decisions, states = {}, dict(states)
     for name, policy in active.items():
-      if name in names:
+      if name in names and policy.scope == "step":
         stats = example_stats(batch, inputs, seen, policy.observes, context)
         decisions[name], states[name] = policy.update(stats, states[name])
       elif observe and policy.scope == "round" and policy.observe is not None:

@@ -240,6 +240,21 @@ def test_weights_of_a_mixture_reach_the_kept_candidates():
   np.testing.assert_allclose(gradient_of(before, after), gradient, atol=1e-5)
 
 
+@pytest.mark.parametrize("chosen", [mixture.random(), mixture.doge()], ids=["random", "doge"])
+def test_a_choice_among_candidates_leaves_a_mixture_of_round_scope_alone(chosen):
+  """It is updated at the starts of rounds, and a step has not what it observes."""
+  chosen = policies.combine(mixture=chosen, selection=choose_by_id(np.arange(16)))
+  before, after, output = run_step(chosen, StepOptions(num_kept=8), make_batch(rows=16))
+  jax.tree.map(np.testing.assert_array_equal, *map(raw_policies, (after, before)))
+  assert output.mixture_logits is None
+
+
+def raw_policies(state):
+  """Arrays of the policies, keys as integers."""
+  is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, state.policies)
+
+
 def test_a_step_without_a_finite_loss_changes_nothing_but_the_policies():
   chosen = policies.combine(mixture=mixture.odm(warmup_steps=0))
   optimizer = optax.adam(1.0)
