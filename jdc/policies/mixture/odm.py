@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdc.policies import checks
+from jdc.policies import checks, domains
 from jdc.policies.base import DataPolicy, Decision, ExampleStats, RunSpec
 from jdc.policies.mixture.static import constant
 
@@ -145,11 +145,11 @@ def _learn(
     gain_B = gain_B / stats.domain_probability.astype(jnp.float32)
   usable_B = valid_B & jnp.isfinite(gain_B)
   tokens_B = jnp.where(usable_B, stats.num_tokens, 0).astype(jnp.float32)
-  tokens_K = jax.ops.segment_sum(tokens_B, stats.domain, num_domains)
+  tokens_K = domains.domain_sums(tokens_B, stats.domain, num_domains)
   # Shares first: a sum of large losses times tokens would overflow.
   share_B = tokens_B / jnp.where(tokens_K > 0, tokens_K, 1.0)[stats.domain]
   gain_B = jnp.where(usable_B, gain_B, 0.0)
-  gain_K = jax.ops.segment_sum(share_B * gain_B, stats.domain, num_domains)
+  gain_K = domains.domain_sums(share_B * gain_B, stats.domain, num_domains)
 
   if rule == "cumulative":
     new_K = reward_K + gain_K / 10

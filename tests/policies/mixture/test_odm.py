@@ -119,6 +119,14 @@ def test_refuses_a_reward_that_overflows():
   np.testing.assert_allclose(state.reward_K, [0, 0.1 * np.e, 0, 0], rtol=1e-6)
 
 
+def test_sums_over_a_domain_have_one_order():
+  """A scatter adds in any order on an accelerator, and a resumed run would round otherwise."""
+  policy = odm()
+  _, state = policy.init(SPEC, KEY)
+  stats = as_stats(*next(random_batches(0, 1, one=False)))
+  assert "scatter" not in str(jax.make_jaxpr(policy.update)(stats, state))
+
+
 def test_one_domain_is_always_drawn():
   policy = odm(warmup_steps=0)
   spec = RunSpec(10, 1, ("web",), (10,), (1.0,))
