@@ -31,7 +31,8 @@ def of_step(
   """Returns what one step costs beyond one forward and backward pass over its batch.
 
   `target_alignment` differentiates a backward pass once more: it counts as the target rows and
-  the batch forward and backward, and the batch backward twice again.
+  the batch, and the candidates if there are any, forward and backward, and these backward twice
+  again.
   """
   observed = observed_of(policies, "step")
   rows, candidates = config.batch_size, config.plan.num_candidates
@@ -42,6 +43,6 @@ def of_step(
   if observed & REFERENCE and reference_in_step:
     forward += rows + candidates
   if "target_alignment" in observed:
-    forward += rows + config.target.alignment_rows
-    backward += 3 * rows + config.target.alignment_rows
+    forward += rows + candidates + config.target.alignment_rows
+    backward += 3 * (rows + candidates) + config.target.alignment_rows
   return Cost(forward, backward)

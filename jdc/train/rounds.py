@@ -17,7 +17,7 @@ from jdc.policies.holding import sweep_due
 from jdc.stats import pool as pool_lib
 from jdc.train.cost import Cost
 from jdc.train.observe import example_stats, target_fields
-from jdc.train.passes import Microbatch, make_passes
+from jdc.train.passes import REFERENCE, Microbatch, make_passes
 from jdc.train.state import TrainState, slots
 
 # What a sweep tells of rows; an update after it reads the rest.
@@ -88,12 +88,15 @@ def make_round_start(
   update = jax.jit(_updater(active), out_shardings=everywhere)
 
   observed = frozenset[str]().union(*(policy.observes for policy in active.values()))
-  # In rounds that hold their decision, nobody reads the products of gradients.
+  # In rounds that hold their decision, nobody reads the products of gradients. They lie where
+  # those of a probe do: the update is compiled for both.
   unprobed = {
-    name: np.full(shape, np.nan, np.float32)
+    name: loader.place(np.full(shape, np.nan, np.float32), everywhere)
     for name, shape in probed_shapes(spec.num_domains).items()
     if name in observed
   }
+  compares = any(p.observes & REFERENCE for p in active.values() if p.score is not None)
+  num_passes = 2 if compares and pool.reference is None else 1
 
   def round_start(state: TrainState, round_: int, last: plan.RoundRows | None) -> RoundStart:
     due = {n: bool(sweep_due(state.policies[n])) for n in active}
@@ -114,7 +117,7 @@ def make_round_start(
       found = pool_lib.sweep(
         score_chunk, state.model_params, context, pool, rows, sweep_batch_size, sharding
       )
-      spent = spent.plus(Cost(forward=len(rows)))
+      spent = spent.plus(Cost(forward=num_passes * len(rows)))
       scores |= {n: found[n] for n in scored if np.array_equal(swept[n], rows)}
     for name in scored:
       if not due[name]:
