@@ -1,7 +1,7 @@
 """What in a run cannot work together, found before anything compiles."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -37,6 +37,7 @@ def check(
   sizes: Sizes,
   reference: Reference | None = None,
   tasks: Mapping[str, Any] | None = None,
+  trainable: Callable[[str], bool] | None = None,
 ) -> None:
   """Raises a ValueError that lists everything in the run that cannot work together."""
   errors = [*_slot_errors(config, policies), *_observation_errors(policies)]
@@ -46,7 +47,7 @@ def check(
   errors += _ordering_errors(policies, domains, scores)
   errors += _mesh_errors(config, model)
   errors += _reference_errors(config, policies, model, reference)
-  errors += _source_errors(config, policies, model, domains, sizes)
+  errors += _source_errors(config, policies, model, domains, sizes, trainable)
   errors += _task_errors(policies, domains, tasks)
   if errors:
     raise ValueError("; ".join(errors))
@@ -105,6 +106,7 @@ def _source_errors(
   model: LanguageModel,
   domains: Mapping[str, Domain],
   sizes: Sizes,
+  trainable: Callable[[str], bool] | None,
 ) -> list[str]:
   """What policies observe and the model or the target set of this run cannot tell."""
   read, errors = observed(policies), []
@@ -127,7 +129,7 @@ def _source_errors(
       f"domains {', '.join(sizes.domains_without_target)}"
     )
   if read & rounds.PROBED:
-    errors += _probe_errors(config, model, domains)
+    errors += _probe_errors(config, model, domains, trainable)
   if config.plan.max_segments and "target_alignment" in read:
     errors.append(
       f"plan.max_segments={config.plan.max_segments}: target_alignment needs unpacked rows"
@@ -136,15 +138,20 @@ def _source_errors(
 
 
 def _probe_errors(
-  config: RunConfig, model: LanguageModel, domains: Mapping[str, Domain]
+  config: RunConfig,
+  model: LanguageModel,
+  domains: Mapping[str, Domain],
+  trainable: Callable[[str], bool] | None,
 ) -> list[str]:
   attempts = []
   if all(domain.train is not None for domain in domains.values()):
     sizes = [len(domain.train) for domain in domains.values()]
     attempts.append(lambda: check_probes(list(domains), sizes, config.probe.rows))
   if config.probe.parameters:
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    attempts.append(lambda: subsets.check_patterns(config.probe.parameters, shapes))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    if trainable is not None:
+      params, _ = subsets.split(params, trainable)
+    attempts.append(lambda: subsets.check_patterns(config.probe.parameters, params))
   errors = []
   for attempt in attempts:
     try:

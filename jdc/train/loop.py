@@ -107,8 +107,9 @@ def steps(
   sizes = setup.sizes_of(run.model, run.domains, targets, run.tasks)
   reference_model = run.reference.model if run.reference is not None else None
   checks.check(
-    config, policies, run.model, run.domains, run.scores, sizes, run.reference, run.tasks
-  )
+    config, policies, run.model, run.domains, run.scores, sizes, run.reference, run.tasks,
+    run.trainable,
+  )  # fmt: skip
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
   spec = setup.run_spec(config, run.domains, policies, sizes)
   plan_spec = setup.plan_spec(config, spec, policies, run.domains)
