@@ -6,6 +6,8 @@ import re
 import sys
 import unittest.mock
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import pytest
 from absl import flags
@@ -211,6 +213,22 @@ class TestPolicy:
     assert built.mixture.observes == mixture.odm().observes
     assert built.weighting is not None
     assert built.selection is built.ordering is None
+
+  def test_of_another_policy_is_built_with_it_and_takes_flags(self):
+    nested = c.policy(ordering.window_shuffle, window=8, ordering=c.policy(ordering.sorting))
+    config = c.to_config_dict(dataclasses.replace(full_config(), ordering=nested))
+    inner = "config.ordering.ordering"
+    paths = [f"{inner}.descending", f"{inner}.descendin"]
+    assert (
+      c.unknown_overrides(config, [path.removeprefix("config.") for path in paths[:1]]) == []
+    )
+    (problem,) = c.unknown_overrides(config, ["ordering.ordering.descendin"])
+    assert "config.ordering.ordering has no field 'descendin'" in problem
+    changed = flagged(config, "--config.ordering.window=1", f"--{paths[0]}=true")
+    built = c.build_policies(c.from_config_dict(changed)).ordering
+    score = jnp.array([2.0, 5.0, 3.0, jnp.inf])
+    assert built.order(score, jax.random.key(0)).tolist() == [1, 2, 0, 3]
+    assert c.to_json(c.from_config_dict(changed))["ordering.ordering.descending"] is True
 
   def test_faults_of_all_slots_are_named_at_once(self):
     config = full_config()
