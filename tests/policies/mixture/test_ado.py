@@ -119,14 +119,21 @@ def test_the_objective_is_the_papers():
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+KNOWN = np.array([2.0, 0.8, 0.4])
+
+
 @functools.cache
 def fitted():
-  """Noisy curves, what the fit makes of them, and the grid's best start for each alpha."""
+  """Fits of five noisy curves, of a known law from its sixth point on, and of nothing."""
   rng = np.random.default_rng(1)
-  curves = [noisy_curve(rng) for _ in range(8)]
-  log_n, log_loss = (jnp.float32(np.stack(each)) for each in zip(*curves, strict=True))
-  laws, values = jax.jit(jax.vmap(scaling_laws.fit))(log_n, log_loss, jnp.ones((8, 128), bool))
-  return curves, np.float64(laws), values
+  curves = [noisy_curve(rng) for _ in range(5)]
+  log_n, used = np.log(np.arange(1, 129) * 64.0), np.ones((7, 128), bool)
+  known = np.logaddexp(KNOWN[0] - KNOWN[2] * log_n, KNOWN[1])
+  used[5, :5], known[:5] = False, np.nan
+  all_curves = [*curves, (log_n, known), (log_n, np.full(128, np.nan))]
+  log_n, log_loss = (jnp.float32(np.stack(each)) for each in zip(*all_curves, strict=True))
+  laws, values = jax.jit(jax.vmap(scaling_laws.fit))(log_n, log_loss, used)
+  return curves, np.float64(laws), np.float64(values)
 
 
 def best_of_scipy(log_n, log_loss):
@@ -140,29 +147,20 @@ def best_of_scipy(log_n, log_loss):
 
 
 def test_fits_reach_the_objective_that_scipy_reaches_from_the_same_grid():
-  curves, laws, values = fitted()
-  for (log_n, log_loss), law, value in zip(curves, laws, values, strict=True):
+  for (log_n, log_loss), law, value in zip(*fitted(), strict=False):
     reached, _ = objective(law, log_n, log_loss)
     np.testing.assert_allclose(value, reached, rtol=1e-3, atol=1e-6)
     assert reached <= 1.05 * best_of_scipy(log_n, log_loss) + 1e-5
 
 
 def test_fits_recover_a_law_without_noise():
-  log_n = np.log(np.arange(1, 129) * 64.0)
-  law = np.array([2.0, 0.8, 0.4])
-  log_loss = np.logaddexp(law[0] - law[2] * log_n, law[1])
-  used = np.arange(128) >= 5
-  given = jnp.float32(np.where(used, log_loss, np.nan))
-  found, value = jax.jit(scaling_laws.fit)(jnp.float32(log_n), given, used)
-  np.testing.assert_allclose(found, law, atol=0.01)
-  assert value < 1e-7
+  _, laws, values = fitted()
+  np.testing.assert_allclose(laws[5], KNOWN, atol=0.01)
+  assert values[5] < 1e-7
 
 
 def test_nothing_to_fit_is_not_finite():
-  _, value = jax.jit(scaling_laws.fit)(
-    jnp.zeros(128), jnp.full(128, jnp.nan), jnp.ones(128, bool)
-  )
-  assert not np.isfinite(value)
+  assert not np.isfinite(fitted()[2][6])
 
 
 # The policy.
