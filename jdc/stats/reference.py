@@ -64,7 +64,7 @@ def cached_losses(
   name = hashlib.sha256(json.dumps([fingerprints, size]).encode()).hexdigest()[:32]
   folder = Path(folder)
   path = folder / f"{name}.f32"
-  if not path.exists():
+  if not _in_all_processes(path.exists()):
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{name}.{uuid.uuid4().hex}"
     try:
@@ -73,6 +73,15 @@ def cached_losses(
     finally:
       partial.unlink(missing_ok=True)
   return ReferenceLosses(path, *size)
+
+
+def _in_all_processes(found: bool) -> bool:
+  """Whether it is so in each of them, whose folders may differ: they compute together."""
+  if jax.process_count() == 1:
+    return found
+  from jax.experimental import multihost_utils
+
+  return bool(np.all(multihost_utils.process_allgather(np.int32(found))))
 
 
 def _compute(

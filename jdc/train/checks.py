@@ -45,7 +45,7 @@ def check(
   if all(domain.train is not None for domain in domains.values()):
     errors += _plan_errors(config, policies, domains)
   errors += _ordering_errors(policies, domains, scores)
-  errors += _mesh_errors(config, model)
+  errors += _mesh_errors(config, model, reference)
   errors += _reference_errors(config, policies, model, reference)
   errors += _source_errors(config, policies, model, domains, sizes, trainable)
   errors += _task_errors(policies, domains, tasks)
@@ -178,7 +178,9 @@ def _plan_errors(
   return errors
 
 
-def _mesh_errors(config: RunConfig, model: LanguageModel) -> list[str]:
+def _mesh_errors(
+  config: RunConfig, model: LanguageModel, reference: Reference | None
+) -> list[str]:
   try:
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
   except ValueError as error:
@@ -194,11 +196,16 @@ def _mesh_errors(config: RunConfig, model: LanguageModel) -> list[str]:
     sharding.check_batch(mesh, **sizes)
   except ValueError as error:
     errors.append(str(error))
-  if model.check_partition is not None:
+  models = {"": model}
+  if reference is not None:
+    models["the reference model: "] = reference.model
+  for name, held in models.items():
+    if held.check_partition is None:
+      continue
     try:
-      model.check_partition(mesh.shape)
+      held.check_partition(mesh.shape)
     except ValueError as error:
-      errors.append(str(error))
+      errors.append(f"{name}{error}")
   return errors
 
 

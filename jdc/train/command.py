@@ -90,9 +90,26 @@ def _reference(config: config_lib.TrainConfig) -> Reference | None:
   if not given.folder:
     return None
   found = pretrained.reference(given.folder)
+  _check_tokenizer(config, pretrained.corpus_of(given.folder))
   if given.losses == "step":
     return found
   return found._replace(cache=str(corpus.cache_dir(config.corpus) / "reference"))
+
+
+def _check_tokenizer(
+  config: config_lib.TrainConfig, other: config_lib.CorpusConfig | None
+) -> None:
+  """Raises a ValueError if a reference was trained on other tokens than the run will be."""
+  own = corpus.with_tokenizer_of(config.weights.folder, config.corpus)
+  fields = ("tokenizer", "bos_token", "eos_token")
+  if other is None or all(getattr(own, name) == getattr(other, name) for name in fields):
+    return
+  if corpus.tokenizer(own).fingerprint != corpus.tokenizer(other).fingerprint:
+    shown = [", ".join(f"{n}={getattr(c, n)!r}" for n in fields) for c in (other, own)]
+    raise ValueError(
+      f"reference.folder={config.reference.folder!r} was trained with another tokenizer "
+      f"({shown[0]}) than corpus names ({shown[1]})"
+    )
 
 
 def _scores(path: str, domains: Mapping[str, pack.Domain]) -> np.ndarray:

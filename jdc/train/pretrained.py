@@ -17,6 +17,7 @@ from jdc.models.decoder_config import DecoderConfig
 from jdc.models.lora import LoraConfig
 from jdc.train import checkpoint
 from jdc.train import config as config_lib
+from jdc.train.config import CorpusConfig
 from jdc.train.state import Reference, Start, Weights, initial_params
 
 
@@ -111,6 +112,19 @@ def reference(folder: str | os.PathLike[str]) -> Reference:
   return Reference(
     decoder(config), lambda mesh: open_model(folder, mesh, step).params, fingerprint
   )
+
+
+def corpus_of(folder: str | os.PathLike[str]) -> CorpusConfig | None:
+  """Returns what the newest checkpoint of a run says of its data; `None` of another folder."""
+  folder = Path(folder)
+  if (folder / "config.json").is_file():
+    return None
+  _, payload = checkpoint.read_payload(_checkpoints(folder))
+  run = payload["host"]["config"]
+  found: CorpusConfig = config_lib.from_json(run, CorpusConfig, "corpus.")
+  if found.tokenizer != "weights":
+    return found
+  return dataclasses.replace(found, tokenizer=run["weights.folder"])
 
 
 def has_adapters(folder: str | os.PathLike[str], step: int | None = None) -> bool:
