@@ -87,7 +87,9 @@ POLICIES = [
   ),
   Case("mixture_schedule", mixture.schedule(stages, "cosine")),
   Case("ado", mixture.ado(), lambda state: state.loss_K),
-  Case("ado_fits", mixture.ado(2, 1, 5, 0, history=10, count="own"), lambda state: state.loss_K),
+  Case(
+    "ado_fits", mixture.ado(2, 1, 5, 0, history=10, count="own"), lambda state: state.loss_K
+  ),
   # A graph that is the same in any order of domains.
   Case("skill_it", mixture.skill_it(np.eye(K) + 0.3)),
   Case("skill_it_normalised", mixture.skill_it(np.eye(K) + 0.3, window=2, normalise=True)),
@@ -115,16 +117,27 @@ POLICIES = [
   Case("joint_diversity", weigh.joint_update_aware("diversity", 0.5, damping=0.3)),
   Case("learning_to_reweight", weigh.learning_to_reweight()),
   Case("focal", weigh.focal()),
-  Case("ohem", weigh.ohem(0.3)),
-  Case("ohem_k", weigh.ohem(k=15)),
+  Case(
+    "ohem", weigh.ohem(0.3),
+    exceptions={"batch": "keeps a whole number of examples, rounded up"},
+  ),
+  Case("ohem_k", weigh.ohem(k=15), exceptions={"batch": "keeps k, however many there are"}),
   Case("self_paced", weigh.self_paced(threshold=1.0, growth=1.2)),
-  Case("self_paced_linear", weigh.self_paced("linear", quantiles=(0.3, 0.9), growth_steps=3)),
+  Case(
+    "self_paced_linear", weigh.self_paced("linear", quantiles=(0.3, 0.9), growth_steps=3),
+    exceptions={"batch": "a quantile interpolates between the losses there are"},
+  ),
   Case("selective_backprop", weigh.selective_backprop()),
   Case(
     "selective_backprop_corrected", weigh.selective_backprop(2.0, True, capacity=40),
-    exceptions={"examples": "a full buffer forgets the first examples of its oldest batch"},
+    exceptions={
+      "examples": "a full buffer forgets the first examples of its oldest batch",
+      "batch": "a buffer of the same size is full after half as many batches",
+    },
   ),
-  Case("rho1", weigh.rho1()),
+  Case(
+    "rho1", weigh.rho1(), exceptions={"batch": "keeps a whole number of tokens, rounded up"}
+  ),
   Case("group_dro_weights", weigh.group_dro(0.1, 1.0), lambda state: state.loss_K),
   Case("after", policies.after(2, odm), inner_reward),
   Case("after_selection", policies.after(2, selection.loss())),
@@ -375,6 +388,32 @@ def test_equivariant_in_the_order_of_examples(case):
   pick = lambda x: x[order] if x.shape[:1] == order.shape else x
   for one, other in zip(decisions, decisions_shuffled, strict=True):
     assert_close(other, jax.tree.map(pick, one), rtol=1e-5, atol=1e-5)
+
+
+def doubled(fields):
+  """Every row twice, one copy after the other, so that ties keep copies together."""
+  twice = lambda x: np.repeat(x, 2, axis=0) if np.shape(x)[:1] == (B,) else x
+  changed = {name: twice(value) for name, value in fields.items()}
+  if "token_segment" in changed:
+    place = np.arange(2 * B)[:, None]
+    changed["token_segment"] = np.where(changed["token_segment"] >= 0, place, -1)
+  return changed
+
+
+@pytest.mark.parametrize(
+  "case",
+  [c for c in POLICIES if c.policy.scope == "step" and "batch" not in c.exceptions],
+  ids=lambda case: case.name,
+)
+def test_a_batch_of_twice_the_size_decides_the_same(case):
+  """Of the same rows: neither proportions nor the effective learning rate follow its size."""
+  all_fields, spec = typical(case.policy, 2), SPEC._replace(batch_size=2 * B)
+  _, decisions, _ = run(case, all_fields)
+  _, of_twice, _ = run(case, [doubled(fields) for fields in all_fields], spec)
+  twice = lambda x: None if x is None else jnp.repeat(x, 2, axis=0)
+  for one, other in zip(decisions, of_twice, strict=True):
+    expected = (one.logits, twice(one.weights), twice(one.token_weights))
+    assert_close(other[:3], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
