@@ -90,7 +90,14 @@ def check(reference: TrainConfig, proxy: TrainConfig, target: TrainConfig) -> No
   for name, config in (("reference", reference), ("target", target)):
     if config.reference.folder:
       errors.append(f"the {name}'s reference.folder is not read, it must be empty")
-  errors += runs.not_shared({"reference": reference, "proxy": proxy, "target": target})
+  if reference.checkpoint.folder:
+    errors.append(
+      f"the reference's checkpoint.folder={reference.checkpoint.folder!r} must be empty: the "
+      "proxy reads it from the workdir"
+    )
+  stages = {"reference": reference, "proxy": proxy, "target": target}
+  errors += runs.not_shared(stages)
+  errors += runs.faults(stages)
   if reference.sequence_length < proxy.sequence_length:
     errors.append(
       f"the proxy's sequence_length={proxy.sequence_length} is above the reference's "

@@ -138,7 +138,7 @@ def best_mixture(
 def check(proxy: TrainConfig, target: TrainConfig) -> None:
   """Raises a ValueError that lists what keeps two configs from being RegMix's."""
   stages = {"proxy": proxy, "target": target}
-  errors = runs.not_shared(stages)
+  errors = runs.not_shared(stages) + runs.faults(stages)
   for name, config in stages.items():
     factory = None if config.mixture is None else config.mixture.get("factory")
     if factory not in (None, mixture.static):

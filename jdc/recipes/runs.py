@@ -12,9 +12,10 @@ import jax
 import numpy as np
 
 from jdc.policies import mixture
-from jdc.train import corpus, process, setup, sharding
-from jdc.train.config import TrainConfig, policy, to_json
+from jdc.train import checks, corpus, model_parts, process, setup, sharding
+from jdc.train.config import TrainConfig, build_policies, collect, policy, to_json
 from jdc.train.loop import Result
+from jdc.train.optimizer import make_optimizer
 
 _LOG = logging.getLogger("jdc")
 
@@ -138,6 +139,28 @@ def not_shared(stages: Mapping[str, TrainConfig]) -> list[str]:
     for field, found in values.items()
     if len(set(found.values())) > 1
   ]
+
+
+def faults(stages: Mapping[str, TrainConfig]) -> list[str]:
+  """Returns a sentence for each stage whose config is wrong whatever the data hold.
+
+  The last stage is known to be right before the first is trained.
+  """
+  errors = []
+  for name, config in stages.items():
+    try:
+      _check(config)
+    except ValueError as error:
+      errors.append(f"{name}: {error}")
+  return errors
+
+
+def _check(config: TrainConfig) -> None:
+  collect(
+    lambda: checks.check_plan(config, build_policies(config)),
+    lambda: model_parts.build(config, reads_weights=False),
+    lambda: make_optimizer(config.optimizer, config.num_steps),
+  )
 
 
 def write_json(path: Path, content: Any) -> None:
