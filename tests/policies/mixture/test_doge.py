@@ -136,6 +136,19 @@ def test_a_domain_never_measured_keeps_its_share():
   assert decision.metrics["num_nonfinite"] == 0
 
 
+def test_the_repositorys_mean_norm_is_that_of_the_domains_measured():
+  policy = made("target", "repository", learning_rate=0.02, mu=0.1)
+  _, state = policy.init(SPEC, KEY)
+  halves, target = next(random_rounds(0))
+  halves[2] = 0
+  decision, _ = policy.update(as_stats(halves, target), state)
+  mean, measured = halves.mean(axis=1), [0, 1, 3]
+  norm = np.linalg.norm(mean[measured], axis=1).mean()
+  s = np.clip(0.02 * (mean @ target)[measured] / (norm + 1e-6), 0, 5 * 0.02)
+  expected = 0.75 * np.exp(s / 0.1) / np.exp(s / 0.1).sum()
+  np.testing.assert_allclose(np.exp(decision.logits)[measured], expected, atol=1e-6)
+
+
 def test_counts_an_alignment_that_is_not_finite_and_keeps_the_old_one():
   policy = made("target", learning_rate=0.1)
   _, state = policy.init(SPEC, KEY)

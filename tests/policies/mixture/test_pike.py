@@ -190,6 +190,17 @@ def test_counts_losses_that_are_not_finite_and_keeps_those_of_absent_domains():
   np.testing.assert_allclose(state.losses.loss_K, [2, 2, 3, 5], rtol=1e-6)
 
 
+def test_w_decides_where_no_domain_of_weight_has_a_loss_to_speak_of():
+  """Domain 1 has all of y and, as its gradient is noise, nothing of w."""
+  policy = made(zeta1=0.3, zeta2=0.5, half_batch_size=HALF, rule="exact", tau=2.0)
+  _, state = policy.init(SPEC, KEY)
+  state = policy.observe(as_batch(range(4), [1.0, 3e38, 1.0, 1.0], [5] * 4), state)
+  halves = np.ones((4, 2, WIDTH))
+  halves[1, 1] = -1
+  decision, _ = policy.update(as_stats(halves), state)
+  np.testing.assert_allclose(np.exp(decision.logits), [1 / 3, 0, 1 / 3, 1 / 3], atol=1e-6)
+
+
 def test_tilt_is_the_gradient_of_the_tilted_loss():
   """Times tau, of log(sum_k exp(tau L_k)) / tau; and has sum tau with some losses unknown."""
   rng = np.random.default_rng(0)
