@@ -8,7 +8,7 @@ changes in `base`, and the recipe that it needs, if any. `--only=odm,ado` picks 
 controls. Horizons are scaled to the run: ten rounds, Aioli's forty; a hundredth of the steps of
 warm-up for ODM; a twentieth before ADO's first fit and between two; a tenth of the steps on
 each domain for Skill-It's graph; for DoReMi a reference and a proxy as long as the run.
-`:tiny` shrinks everything.
+`:steps=1000` is a longer run, to which they scale as well; `:tiny` shrinks everything.
 """
 
 from ml_collections import ConfigDict
@@ -20,9 +20,12 @@ from jdc.train import config as c
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """Returns the base run and the contestants; `arg` is empty or `tiny`."""
-  tiny = c.parse_arg(arg, tiny=False)["tiny"]
-  num_steps = 40 if tiny else 400
+  """Returns the base run and the contestants; `arg` may hold `tiny` and `steps=N`."""
+  chosen = c.parse_arg(arg, tiny=False, steps=400)
+  tiny = chosen["tiny"]
+  num_steps = 40 if tiny else chosen["steps"]
+  if num_steps % 40:  # rounds are tenths and fortieths of it
+    raise ValueError(f"config argument steps must be a multiple of 40, got {num_steps}")
   base = c.TrainConfig(
     num_steps=num_steps,
     batch_size=8 if tiny else 16,
@@ -56,16 +59,16 @@ def get_config(arg: str = "") -> ConfigDict:
     "doge": c.policy(mixture.doge),
     "aioli": c.policy(mixture.aioli, period=20, lp_rounds=1),
   }
-  chosen = {name: ConfigDict({"mixture": slot}) for name, slot in plain.items()}
+  contenders = {name: ConfigDict({"mixture": slot}) for name, slot in plain.items()}
   # Two periods of twenty short rounds: one for each perturbed mixture, the rest on the result.
-  chosen["aioli"].plan = ConfigDict({"steps_per_round": num_steps // 40})
+  contenders["aioli"].plan = ConfigDict({"steps_per_round": num_steps // 40})
   # Those that need runs before their own.
-  chosen["doremi"] = ConfigDict({"recipe": contestants.doremi, "mixture": plain["by_size"]})
-  chosen["skill_it"] = ConfigDict({"recipe": contestants.skill_it, "mixture": plain["by_size"]})
+  for name, recipe in (("doremi", contestants.doremi), ("skill_it", contestants.skill_it)):
+    contenders[name] = ConfigDict({"recipe": recipe, "mixture": plain["by_size"]})
   return ConfigDict(
     {
       "base": c.to_config_dict(base),
-      "contestants": chosen,
+      "contestants": contenders,
       "controls": ("by_size", "uniform", "random"),
     }
   )

@@ -12,7 +12,9 @@ with its 95 % interval, and what the policy cost.
 import dataclasses
 import json
 import logging
+import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from jdc import metrics
 from jdc.data.domains import find_domains
 from jdc.data.skew import write_skewed
 from jdc.models.decoder_config import DecoderConfig
+from jdc.recipes import runs
 from jdc.recipes.contestants import Stopped
 from jdc.report import comparison
 from jdc.train import checkpoint, checks, command, corpus, estimate, process, sources
@@ -57,10 +60,15 @@ def main(argv: list[str]) -> None:
     sizes = write_skewed(base.data, folder, SKEW.value, text_field=base.corpus.text_field)
     _LOG.info("bytes of training text: %s", sizes)
     base = dataclasses.replace(base, data=str(folder))
+  failed: list[str] = []
   try:
     for seed in seeds:  # a whole comparison of one seed comes before the next seed
+      seeded = dataclasses.replace(base, seed=seed)
       for name in names:
-        _run(name, config.contestants[name], dataclasses.replace(base, seed=seed), workdir)
+        try:
+          _run(name, config.contestants[name], seeded, workdir)
+        except FloatingPointError as error:  # the others go on, and the table leaves it out
+          failed.append(f"{name}, seed {seed}: {error}")
   except Stopped:
     _LOG.warning("stopped; the same command continues")
   results = comparison.read(workdir / "runs")
@@ -75,6 +83,8 @@ def main(argv: list[str]) -> None:
   print(files["md"].read_text(encoding="utf-8"))
   for kind, path in files.items():
     print(f"{kind:>4}: {path}")
+  if failed:
+    sys.exit("not in the table, as their losses were not finite: " + "; ".join(failed))
 
 
 def _chosen(contestants: Mapping[str, Any], controls: tuple[str, ...]) -> list[str]:
@@ -122,20 +132,23 @@ def _run(name: str, contestant: Any, base: TrainConfig, workdir: Path) -> None:
   folder = workdir / "runs" / name / f"seed-{base.seed}"
   config = _changed(base, contestant)
   described = config_lib.to_json(config)
+  data = runs.read_data(base, str(folder)).fingerprints
   path = folder / "result.json"
   if path.exists():
-    saved = json.loads(path.read_text(encoding="utf-8"))["config"]
-    if changed := config_lib.differences(saved, json.loads(json.dumps(described))):
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    changed = config_lib.differences(saved["config"], json.loads(json.dumps(described)))
+    changed += [f"data of {name}" for name in data if data[name] != saved["data"].get(name)]
+    if changed:
       raise ValueError(
-        f"{folder} holds a result of another config, choose another workdir or restore: "
-        + "; ".join(changed)
+        f"{folder} holds a result of another config or other data, choose another workdir or "
+        "restore: " + "; ".join(changed)
       )
     return
   _LOG.info("%s, seed %d", name, base.seed)
   if "recipe" in contestant:
     config = contestant["recipe"](config, str(folder / "before"), _train)
   result = _train(config, str(folder / "run"))
-  content = _result(config, folder, result) | {"config": described}
+  content = _result(config, folder, result) | {"config": described, "data": data}
   partial = path.with_suffix(".partial")
   partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
   os.replace(partial, path)
@@ -167,10 +180,9 @@ def _result(config: TrainConfig, folder: Path, result: Result) -> dict[str, Any]
   """What is kept of a run: its score, and its cost over that of training without a policy."""
   assert result.after is not None
   assert config.model is not None
-  times = metrics.read_metrics(folder / "run", "timing.jsonl")
-  seconds = [line["time/step_seconds"] for line in times if "time/step_seconds" in line]
   per_row = estimate.forward_flops_per_row(config.model, config.sequence_length)
   forward, backward = (per_row * rows for rows in _extra_rows(folder / "run"))
+  seconds = _seconds(folder / "run", config.num_steps)
   runs_before = [path.parent for path in (folder / "before").rglob("metrics.jsonl")]
   for earlier in runs_before:
     _, payload = checkpoint.read_payload(earlier / "checkpoints")
@@ -180,18 +192,29 @@ def _result(config: TrainConfig, folder: Path, result: Result) -> dict[str, Any]
     trained = flat["num_steps"] * flat["batch_size"]
     more = [earlier_row * (trained + rows) for rows in _extra_rows(earlier)]
     forward, backward = forward + more[0], backward + more[1]
+    seconds += _seconds(earlier, flat["num_steps"])
   own = per_row * config.num_steps * config.batch_size
   domains = result.spec.domain_names
   return {
     "bits_per_byte": result.after["validation/macro_bits_per_byte"],
     "domains": {name: result.after[f"validation/{name}/bits_per_byte"] for name in domains},
     "train_tokens": config.num_steps * config.batch_size * config.sequence_length,
-    # Rounds of single steps are never timed, as a round's start is left out.
-    "step_seconds": float(np.median(seconds)) if seconds else None,
+    "seconds": seconds,
     "extra_forward": forward / own,
     "extra_backward": backward / own,
     "runs_before": len(runs_before),
   }
+
+
+def _seconds(workdir: Path, num_steps: int) -> float:
+  """What a run's steps, and the rounds and refreshes of its policy, took.
+
+  The compilation of the step is left out. Steps that were not timed count as the median step.
+  """
+  lines = metrics.read_metrics(workdir, "timing.jsonl")
+  steps = [line["time/step_seconds"] for line in lines if "time/step_seconds" in line]
+  policy = sum(line.get("time/policy_seconds", 0.0) for line in lines)
+  return policy + (float(np.median(steps)) * num_steps if steps else math.nan)
 
 
 def _extra_rows(workdir: Path) -> tuple[float, float]:

@@ -34,7 +34,7 @@ class Row(NamedTuple):
   differences: dict[str, Interval]  # by control: this minus it, of the same seed
   worst_domain: str
   worst_bits_per_byte: float
-  step_seconds: float | None  # median of the seeds
+  seconds: float  # of the run and those before it, median of the seeds
   extra_forward: float  # FLOPs of extra forward passes over those of the run's own
   extra_backward: float
   train_tokens: int
@@ -109,7 +109,7 @@ def rows(
         differences,
         worst,
         domains[worst],
-        _median([run["step_seconds"] for run in runs]),
+        float(np.median([run["seconds"] for run in runs])),
         float(np.mean([run["extra_forward"] for run in runs])),
         float(np.mean([run["extra_backward"] for run in runs])),
         next(iter(tokens.values())),
@@ -136,19 +136,30 @@ def write(found: Sequence[Row], controls: Sequence[str], folder: str | Path) -> 
 def markdown(found: Sequence[Row], controls: Sequence[str]) -> str:
   """Returns the table for people."""
   header = ["policy", "bits/byte", *(f"against {c} [95 %]" for c in controls)]
-  header += ["worst domain", "step", "extra forward", "extra backward"]
-  base = next((row.step_seconds for row in found if row.name == controls[0]), None)
+  header += ["worst domain", "time", "extra forward", "extra backward"]
+  base = next((row.seconds for row in found if row.name == controls[0]), math.nan)
   lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
   for row in found:
     cells = [f"`{row.name}`", f"{row.bits_per_byte:.4f}"]
     cells += [_difference(row.differences.get(control)) for control in controls]
     cells += [
       f"{row.worst_domain} {row.worst_bits_per_byte:.3f}",
-      f"{row.step_seconds / base:.2f}x" if row.step_seconds and base else "",
+      f"{row.seconds / base:.2f}x",
       f"{100 * row.extra_forward:.0f} %",
       f"{100 * row.extra_backward:.0f} %",
     ]
     lines.append("| " + " | ".join(cells) + " |")
+  seeds = sorted({seed for row in found for seed in row.seeds})
+  lines.append("")
+  lines.append(
+    f"Seeds {', '.join(map(str, seeds))}; {found[0].train_tokens:,} positions trained in each "
+    "run; time is of steps, rounds and earlier runs, over that of the first control."
+  )
+  partial = [row.name for row in found if set(row.seeds) != set(seeds)]
+  if partial:
+    lines.append(
+      f"Not of all seeds, and so not comparable by their means: {', '.join(partial)}."
+    )
   return "\n".join(lines)
 
 
@@ -160,17 +171,12 @@ def _difference(interval: Interval | None) -> str:
   return f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
 
 
-def _median(values: Sequence[float | None]) -> float | None:
-  known = [value for value in values if value is not None]
-  return float(np.median(known)) if known else None
-
-
 def _csv_header(controls: Sequence[str]) -> list[str]:
   columns = ["policy", "seeds", "bits_per_byte"]
   for control in controls:
     columns += [f"against_{control}", f"against_{control}_low", f"against_{control}_high"]
   return [
-    *columns, "worst_domain", "worst_bits_per_byte", "step_seconds", "extra_forward",
+    *columns, "worst_domain", "worst_bits_per_byte", "seconds", "extra_forward",
     "extra_backward", "train_tokens",
   ]  # fmt: skip
 
@@ -180,7 +186,7 @@ def _csv_line(row: Row, controls: Sequence[str]) -> list[Any]:
   for control in controls:
     cells += list(row.differences.get(control, ("", "", "")))
   return [
-    *cells, row.worst_domain, row.worst_bits_per_byte, row.step_seconds,
+    *cells, row.worst_domain, row.worst_bits_per_byte, row.seconds,
     row.extra_forward, row.extra_backward, row.train_tokens,
   ]  # fmt: skip
 

@@ -194,14 +194,14 @@ def steps(
     # The host draws batch t + 1 and reads step t - 1 while the devices compute step t.
     while step < config.num_steps and not stopped:
       if refresh is not None and refresh.due(step, iterator.at_round_start()):
-        with record.pause():
-          state = refresh(state)
+        with record.pause(step=step):
+          state = jax.block_until_ready(refresh(state))
           record.spend(refresh.cost)
       if round_start is not None and iterator.at_round_start():
         if pending is not None:  # so that the order of the metrics is that of the steps
           record.step(*pending)
           pending = None
-        with record.pause():
+        with record.pause(step=step):
           begun = round_start(state, int(iterator.state.round), round_rows)
           record.spend(begun.cost)
           state, round_rows = begun.state, _begin(iterator, begun)

@@ -149,12 +149,19 @@ class Record:
         writer.write(step, {"time/compile_seconds": seconds})
 
   @contextlib.contextmanager
-  def pause(self) -> Iterator[None]:
-    """Leaves what happens inside out of the step times."""
+  def pause(self, *, step: int | None = None) -> Iterator[None]:
+    """Leaves what happens inside out of the step times.
+
+    With the number of steps done, its time is written beside the next step as that of policies.
+    """
+    started = time.perf_counter()
     try:
       yield
     finally:
       self._mark = None
+      if step is not None and self._main:
+        seconds = time.perf_counter() - started
+        self._times.write(step + 1, {"time/policy_seconds": seconds})
 
   def flush(self) -> None:
     """Makes everything that was written durable."""
