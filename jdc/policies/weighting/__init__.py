@@ -1,4 +1,8 @@
-"""Policies that decide how much each example counts in the loss."""
+"""Policies that decide how much each example counts in the loss.
+
+Weights that a rule normalises have mean 1 over the examples of a batch. Where the loss is an
+average over tokens, long examples still count by their length.
+"""
 
 from jdc.policies.weighting.adapt import adapt
 from jdc.policies.weighting.focal import focal
