@@ -130,7 +130,9 @@ def fit(
   """
   grid_Gx3 = jnp.asarray(start_grid())
   reach = lambda law: objective(law, log_count, log_loss, used)
-  value_G = _finite_or_inf(jax.vmap(reach)(grid_Gx3))
+  # One a of the grid at a time, as every step allocates the memory that a fit would take.
+  value_G = jax.lax.map(jax.vmap(reach), grid_Gx3.reshape(_GRID_SHAPE[0], -1, 3)).reshape(-1)
+  value_G = _finite_or_inf(value_G)
   num_alphas = _GRID_SHAPE[2]
   best_S = jnp.argmin(value_G.reshape(-1, num_alphas), axis=0)
   starts_Sx3 = grid_Gx3[best_S * num_alphas + jnp.arange(num_alphas)]
