@@ -143,9 +143,10 @@ class Plan:
       counts_G, p_G = np.array([spec.num_drawn]), np.ones(1)
       asked_K = p_K = self._pool_probabilities()
     parts, state = self._draw_groups(state, counts_G, p_G)
-    ids_B = np.concatenate([self._starts_G[g] + drawn.rows for g, drawn in parts])
-    probability_B = np.concatenate([p_G[g] * drawn.probabilities for g, drawn in parts])
-    weight_B = np.concatenate([drawn.weights for _, drawn in parts])
+    drawn = inside.Drawn(*map(np.concatenate, zip(*(x for _, x in parts), strict=True)))
+    group_B = np.repeat([group for group, _ in parts], [len(x.rows) for _, x in parts])
+    ids_B = self._starts_G[group_B] + drawn.rows
+    probability_B, weight_B = p_G[group_B] * drawn.probabilities, drawn.weights
     rows = self._rows(int(state.draws), ids_B, probability_B, weight_B, p_K)
     state = state._replace(
       draws=state.draws + 1,
@@ -173,11 +174,9 @@ class Plan:
   ) -> tuple[list[tuple[int, inside.Drawn]], PlanState]:
     if self.spec.ordered:
       return self._draw_queues(state, counts_G, p_G)
-    parts = []
-    for group in np.flatnonzero(counts_G).tolist():
-      drawn, state = self._pull(state, group, int(counts_G[group]))
-      parts.append((group, drawn))
-    return parts, state
+    groups = np.flatnonzero(counts_G).tolist()
+    parts = [(group, self._read(state, group, int(counts_G[group]))) for group in groups]
+    return parts, _drawn(state, counts_G)
 
   def _draw_queues(
     self, state: PlanState, counts_G: np.ndarray, p_G: np.ndarray
@@ -251,18 +250,18 @@ class Plan:
     return Queue(*(x[order] for x in queue))
 
   def _pull(self, state: PlanState, group: int, count: int) -> tuple[inside.Drawn, PlanState]:
-    """Reads the next rows of a group's stream."""
-    if self._round is not None:
-      drawn = self._round.draw(group, int(state.round_drawn_G[group]), count)
-    else:
-      rows = self._shuffled_G[group](int(state.drawn_G[group]), count)
-      share = 1.0 / self.spec.group_sizes[group]
-      drawn = inside.Drawn(rows, np.full(count, share), np.ones(count, np.float32))
+    """Takes the next rows of a group's stream."""
     more_G = np.zeros_like(state.drawn_G)
     more_G[group] = count
-    return drawn, state._replace(
-      drawn_G=state.drawn_G + more_G, round_drawn_G=state.round_drawn_G + more_G
-    )
+    return self._read(state, group, count), _drawn(state, more_G)
+
+  def _read(self, state: PlanState, group: int, count: int) -> inside.Drawn:
+    """The next rows of a group's stream."""
+    if self._round is not None:
+      return self._round.draw(group, int(state.round_drawn_G[group]), count)
+    rows = self._shuffled_G[group](int(state.drawn_G[group]), count)
+    share = 1.0 / self.spec.group_sizes[group]
+    return inside.Drawn(rows, np.full(count, share), np.ones(count, np.float32))
 
   def _rows(
     self,
@@ -353,3 +352,9 @@ class Plan:
 def _with_queue(state: PlanState, group: int, queue: Queue) -> PlanState:
   queues = (*state.queues[:group], queue, *state.queues[group + 1 :])
   return state._replace(queues=queues)
+
+
+def _drawn(state: PlanState, counts_G: np.ndarray) -> PlanState:
+  return state._replace(
+    drawn_G=state.drawn_G + counts_G, round_drawn_G=state.round_drawn_G + counts_G
+  )
