@@ -49,6 +49,8 @@ def token_cross_entropy(
 
   With a chunk size, a scan computes the logits of one chunk at a time and keeps their
   logsumexp; the backward pass computes them again, so that no [B, T, V] array exists in either.
+  Where the output matrix is frozen it need not: the scan keeps the gradient of each loss by its
+  own hidden state, which a weight only scales.
   A chunk holds positions of any rows, on a mesh those of each device. Chunks are made equal,
   and the last one is padded with positions whose losses are dropped.
 
@@ -206,14 +208,22 @@ def _token_losses(
 
 def _token_losses_forward(length: int, output: Any, hidden: Any, targets: Any) -> Any:
   values = output.value, hidden.value, targets.value
+  wanted = _Differentiated(output.perturbed, hidden.perturbed)
+  if not wanted.output:
+    ones_P = jnp.ones(targets.value.shape, jnp.float32)
+    losses_P, _, gradient_PxD = _scan_gradients(length, wanted, *values, ones_P)
+    return losses_P, (wanted, gradient_PxD)
   losses_P, logsumexp_P = _scan_losses(length, *values)
-  return losses_P, (_Differentiated(output.perturbed, hidden.perturbed), *values, logsumexp_P)
+  return losses_P, (wanted, (*values, logsumexp_P))
 
 
 def _token_losses_backward(length: int, residuals: Any, weights_P: Any) -> Any:
-  wanted, output_DxV, hidden_PxD, targets_P, logsumexp_P = residuals
+  wanted, kept = residuals
   if isinstance(weights_P, jax.custom_derivatives.SymbolicZero):
     return None, None, None
+  if not wanted.output:
+    return None, None if kept is None else (kept * weights_P[:, None]).astype(kept.dtype), None
+  output_DxV, hidden_PxD, targets_P, logsumexp_P = kept
   matrix = output_DxV.astype(hidden_PxD.dtype)
 
   def one_chunk(gradient_DxV: Any, chunk: tuple[jax.Array, ...]) -> tuple[Any, Any]:
@@ -223,14 +233,12 @@ def _token_losses_backward(length: int, residuals: Any, weights_P: Any) -> Any:
       gradient_DxV, wanted, matrix, hidden_NxD, logits_NxV, targets_N, logsumexp_N, weights_N
     )
 
-  start = jnp.zeros(output_DxV.shape, jnp.float32) if wanted.output else None
+  start = jnp.zeros(output_DxV.shape, jnp.float32)
   # Checkpointed for the derivative of a gradient, which would keep the logits of all chunks.
   output_gradient, hidden_gradient = _scan_chunks(
     jax.checkpoint(one_chunk), start, length, hidden_PxD, targets_P, logsumexp_P, weights_P
   )
-  if wanted.output:
-    output_gradient = output_gradient.astype(output_DxV.dtype)
-  return output_gradient, hidden_gradient, None
+  return output_gradient.astype(output_DxV.dtype), hidden_gradient, None
 
 
 _token_losses.defvjp(_token_losses_forward, _token_losses_backward, symbolic_zeros=True)
@@ -252,27 +260,9 @@ def _weighted_sum_forward(
   length: int, output: Any, hidden: Any, targets: Any, weights: Any
 ) -> Any:
   wanted = _Differentiated(output.perturbed, hidden.perturbed)
-  output_DxV, weights_P = output.value, weights.value
-  matrix = output_DxV.astype(hidden.value.dtype)
-
-  def one_chunk(gradient_DxV: Any, chunk: tuple[jax.Array, ...]) -> tuple[Any, Any]:
-    hidden_NxD, targets_N, weights_N = chunk
-    logits_NxV = _logits(hidden_NxD, matrix)
-    logsumexp_N = jax.nn.logsumexp(logits_NxV, axis=-1)
-    losses_N = logsumexp_N - _target_logit(logits_NxV, targets_N)
-    gradient_DxV, gradient_NxD = _add_gradients(
-      gradient_DxV, wanted, matrix, hidden_NxD, logits_NxV, targets_N, logsumexp_N, weights_N
-    )
-    return gradient_DxV, (losses_N, gradient_NxD)
-
-  start = jnp.zeros(output_DxV.shape, jnp.float32) if wanted.output else None
-  output_gradient, (losses_P, hidden_gradient) = _scan_chunks(
-    one_chunk, start, length, hidden.value, targets.value, weights_P
-  )
-  if wanted.output:
-    output_gradient = output_gradient.astype(output_DxV.dtype)
-  loss = jnp.sum(losses_P * weights_P)
-  return (loss, losses_P), (output_gradient, hidden_gradient)
+  values = output.value, hidden.value, targets.value, weights.value
+  losses_P, *gradients = _scan_gradients(length, wanted, *values)
+  return (jnp.sum(losses_P * weights.value), losses_P), tuple(gradients)
 
 
 def _weighted_sum_backward(length: int, gradients: Any, cotangents: Any) -> Any:
@@ -300,6 +290,36 @@ def _scan_losses(
     return None, (logsumexp_N - _target_logit(logits_NxV, targets_N), logsumexp_N)
 
   return _scan_chunks(one_chunk, None, length, hidden_PxD, targets_P)[1]
+
+
+def _scan_gradients(
+  length: int,
+  wanted: _Differentiated,
+  output_DxV: jax.Array,
+  hidden_PxD: jax.Array,
+  targets_P: jax.Array,
+  weights_P: jax.Array,
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+  """The losses, f32[P], and the wanted gradients of their weighted sum."""
+  matrix = output_DxV.astype(hidden_PxD.dtype)
+
+  def one_chunk(gradient_DxV: Any, chunk: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+    hidden_NxD, targets_N, weights_N = chunk
+    logits_NxV = _logits(hidden_NxD, matrix)
+    logsumexp_N = jax.nn.logsumexp(logits_NxV, axis=-1)
+    losses_N = logsumexp_N - _target_logit(logits_NxV, targets_N)
+    gradient_DxV, gradient_NxD = _add_gradients(
+      gradient_DxV, wanted, matrix, hidden_NxD, logits_NxV, targets_N, logsumexp_N, weights_N
+    )
+    return gradient_DxV, (losses_N, gradient_NxD)
+
+  start = jnp.zeros(output_DxV.shape, jnp.float32) if wanted.output else None
+  output_gradient, (losses_P, hidden_gradient) = _scan_chunks(
+    jax.checkpoint(one_chunk), start, length, hidden_PxD, targets_P, weights_P
+  )
+  if output_gradient is not None:
+    output_gradient = output_gradient.astype(output_DxV.dtype)
+  return losses_P, output_gradient, hidden_gradient
 
 
 def _scan_chunks(
