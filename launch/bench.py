@@ -3,6 +3,8 @@
   python launch/bench.py --what=loop      # training loop against a hand-written one
   python launch/bench.py --what=loader    # rows per second, cost of a changed mixture
   python launch/bench.py --what=throughput --peak_tflops=989  # tokens per second of a big model
+  python launch/bench.py --what=policies --only=odm,rho1  # a step under each; default: all
+  python launch/bench.py --what=domains --num_domains=1000  # what a mixture of many costs
   python launch/bench.py --what=cross_entropy --vocab_size=32768 --width=512 --loss_chunk=256 \\
     --batch_size=4 --sequence_length=256 --pairs=10  # chunked losses against the plain one
 
@@ -15,12 +17,31 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+import bench_domains
+import bench_policies
+import bench_setup
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags
 from absl import logging as absl_logging
+from bench_setup import (
+  BATCH,
+  DTYPE,
+  LAYERS,
+  LENGTH,
+  PAIRS,
+  VOCAB,
+  WIDTH,
+  interleave,
+  make_config,
+  make_model,
+  milliseconds,
+  ratio_of,
+  read_domains,
+  steps,
+)
 
 from jdc import policies
 from jdc.data.batch import inputs_and_targets
@@ -28,31 +49,24 @@ from jdc.data.loader import Batch, Loader, Pool
 from jdc.data.pack import Domain
 from jdc.data.plan import PlanSpec
 from jdc.models.base import MESH_AXES, LanguageModel
-from jdc.models.configs import DecoderConfig
 from jdc.models.cross_entropy import ChunkSize, token_cross_entropy, weighted_cross_entropy
-from jdc.models.decoder import decoder
 from jdc.policies import mixture
-from jdc.train import config as c
-from jdc.train import corpus, loop, setup
+from jdc.train import loop, setup
 from jdc.train import state as state_lib
 from jdc.train.optimizer import make_optimizer
 from jdc.train.step import make_train_step
 
 WHAT = flags.DEFINE_enum(
-  "what", "loop", ["loop", "loader", "throughput", "cross_entropy"], "What to measure."
+  "what",
+  "loop",
+  ["loop", "loader", "throughput", "cross_entropy", "policies", "domains"],
+  "What to measure.",
 )
-DATA = flags.DEFINE_string("data", "python", "A folder of domains; default: the quickstart's.")
-PAIRS = flags.DEFINE_integer("pairs", 200, "Interleaved pairs of steps.")
-BATCH = flags.DEFINE_integer("batch_size", 8, "Rows of a step.")
-LENGTH = flags.DEFINE_integer("sequence_length", 128, "Tokens of a row.")
-WIDTH = flags.DEFINE_integer("width", 128, "Width of the decoder.")
-LAYERS = flags.DEFINE_integer("layers", 4, "Layers of the decoder.")
-VOCAB = flags.DEFINE_integer("vocab_size", 258, "Tokens of the model, 258 or more.")
-DTYPE = flags.DEFINE_string("dtype", "float32", "Of activations.")
-REMAT = flags.DEFINE_string("remat", "none", "none or layer.")
 PEAK = flags.DEFINE_float("peak_tflops", 0.0, "The chip's peak, for the share that is used.")
 CHUNK = flags.DEFINE_integer("loss_chunk", None, "Positions of a chunk of logits; or auto.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps that throughput is measured over.")
+for module in (bench_setup, bench_policies, bench_domains):
+  flags.adopt_module_key_flags(module)
 
 
 def main(argv: list[str]) -> None:
@@ -63,13 +77,15 @@ def main(argv: list[str]) -> None:
     "loader": bench_loader,
     "throughput": bench_throughput,
     "cross_entropy": bench_cross_entropy,
+    "policies": bench_policies.main,
+    "domains": bench_domains.main,
   }[WHAT.value]()
 
 
 def bench_loop() -> None:
   """Prints what a step of each loop takes, over the hand-written one."""
-  model, domains = _model(), _domains()
-  optimizer, schedule = make_optimizer(_run_config().optimizer, 10**6)
+  model, domains = make_model(), read_domains()
+  optimizer, schedule = make_optimizer(make_config().optimizer, 10**6)
   choices = {"static path": policies.combine(), "odm": policies.combine(mixture=mixture.odm())}
   with tempfile.TemporaryDirectory() as folder:
     loops: dict[str, Iterator[Any]] = {
@@ -77,14 +93,14 @@ def bench_loop() -> None:
       "hand-written again (A/A)": hand_written_loop(model, optimizer, domains),
     }
     for name, chosen in choices.items():
-      run = loop.Run(model, optimizer, schedule, chosen, domains, _run_config())
+      run = loop.Run(model, optimizer, schedule, chosen, domains, make_config())
       workdir = f"{folder}/{name.replace(' ', '_')}"
-      loops[f"jdc {name}"] = (progress.state for progress in _steps(run, workdir))
-    seconds = _interleave(loops, PAIRS.value)
+      loops[f"jdc {name}"] = steps(run, workdir)
+    seconds = interleave(loops, PAIRS.value)
   base = seconds.pop("hand-written")
-  print(f"hand-written step: median {1e3 * np.median(base):.1f} ms, min {1e3 * base.min():.1f}")
+  print(f"hand-written step: {milliseconds(base)}")
   for name, values in seconds.items():
-    ratio, low, high = _ratio(values, base)
+    ratio, low, high = ratio_of(values, base)
     print(f"{name:>26}: {ratio:.4f}x  95 % interval [{low:.4f}, {high:.4f}]")
   _print_flops(model, optimizer, schedule, domains, choices)
 
@@ -135,7 +151,7 @@ def hand_written_step(
 
 def bench_loader() -> None:
   """Prints rows per second of the loader alone, and the first batch after a new mixture."""
-  domains = _domains()
+  domains = read_domains()
   pool = Pool([domain.train for domain in domains.values()], LENGTH.value)
   sizes = tuple(len(table) for table in pool.tables)
   spec = PlanSpec(tuple(domains), sizes, batch_size=64, seed=0, mixed=True)
@@ -162,8 +178,8 @@ def bench_loader() -> None:
 
 def bench_throughput() -> None:
   """Prints tokens per second and the share of the peak, with and without ODM."""
-  model, domains = _model(), _domains()
-  optimizer, schedule = make_optimizer(_run_config().optimizer, 10**6)
+  model, domains = make_model(), read_domains()
+  optimizer, schedule = make_optimizer(make_config().optimizer, 10**6)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   num_params = sum(x.size for x in jax.tree.leaves(shapes))
   print(f"{num_params / 1e6:.1f} million parameters on {jax.devices()[0].device_kind}")
@@ -174,14 +190,14 @@ def bench_throughput() -> None:
     ("odm", policies.combine(mixture=mixture.odm())),
   ):
     with tempfile.TemporaryDirectory() as folder:
-      run = loop.Run(model, optimizer, schedule, chosen, domains, _run_config())
-      running = _steps(run, folder)
+      run = loop.Run(model, optimizer, schedule, chosen, domains, make_config())
+      running = steps(run, folder)
       for _ in range(3):
-        jax.block_until_ready(next(running).state)
+        jax.block_until_ready(next(running))
       started = time.perf_counter()
       for _ in range(STEPS.value):
-        progress = next(running)
-      jax.block_until_ready(progress.state)
+        state = next(running)
+      jax.block_until_ready(state)
       seconds = (time.perf_counter() - started) / STEPS.value
       running.close()
     rate = BATCH.value * LENGTH.value / seconds
@@ -213,44 +229,12 @@ def bench_cross_entropy() -> None:
     while True:
       yield gradients(*arguments)
 
-  seconds = _interleave({name: calls(form) for name, form in forms.items()}, PAIRS.value)
+  seconds = interleave({name: calls(form) for name, form in forms.items()}, PAIRS.value)
   base = seconds["plain"]
   for name, values in seconds.items():
-    ratio, low, high = _ratio(values, base)
-    print(f"{name:>22}: median {1e3 * np.median(values):.1f} ms, min {1e3 * values.min():.1f}, "
-          f"{ratio:.3f}x [{low:.3f}, {high:.3f}], of minima {values.min() / base.min():.3f}x"
-          )  # fmt: skip
-
-
-def _steps(run: loop.Run, workdir: str) -> Any:
-  import pathlib
-
-  pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-  return loop.steps(run, workdir)
-
-
-def _interleave(loops: dict[str, Iterator[Any]], pairs: int) -> dict[str, np.ndarray]:
-  """Times one step of every loop in turn, each until its result is there."""
-  names = list(loops)
-  for running in loops.values():
-    for _ in range(3):
-      jax.block_until_ready(next(running))
-  seconds: dict[str, list[float]] = {name: [] for name in names}
-  for pair in range(pairs):
-    for name in names if pair % 2 == 0 else reversed(names):
-      started = time.perf_counter()
-      jax.block_until_ready(next(loops[name]))
-      seconds[name].append(time.perf_counter() - started)
-  return {name: np.asarray(values) for name, values in seconds.items()}
-
-
-def _ratio(values: np.ndarray, base: np.ndarray) -> tuple[float, float, float]:
-  """Returns the median ratio of pairs and its bootstrapped 95 % interval."""
-  ratios = values / base
-  rng = np.random.default_rng(0)
-  medians = np.median(rng.choice(ratios, (4000, len(ratios))), axis=1)
-  low, high = np.percentile(medians, [2.5, 97.5])
-  return float(np.median(ratios)), float(low), float(high)
+    ratio, low, high = ratio_of(values, base)
+    print(f"{name:>22}: {milliseconds(values)}, {ratio:.3f}x [{low:.3f}, {high:.3f}], "
+          f"of minima {values.min() / base.min():.3f}x")  # fmt: skip
 
 
 def _print_flops(
@@ -263,7 +247,7 @@ def _print_flops(
   base = _flops(jax.jit(step).lower(params, opt_state, rows, rows))
   print(f"compiled flops of a step: hand-written {base:.6g}")
   for name, chosen in choices.items():
-    config = _run_config()
+    config = make_config()
     spec = setup.run_spec(config, domains, chosen)
     decisions, states = state_lib.init_policies(chosen, spec, 0)
     options = setup.step_options(config, decisions, chosen)
@@ -281,36 +265,6 @@ def _print_flops(
 
 def _flops(lowered: Any) -> float:
   return lowered.compile().cost_analysis()["flops"]
-
-
-def _model() -> LanguageModel:
-  return decoder(
-    DecoderConfig(
-      vocab_size=VOCAB.value,
-      width=WIDTH.value,
-      num_layers=LAYERS.value,
-      num_heads=max(WIDTH.value // 64, 2),
-      num_kv_heads=max(WIDTH.value // 64, 2),
-      mlp_width=WIDTH.value * 11 // 4,
-      dtype=DTYPE.value,
-      remat=REMAT.value,
-    )
-  )
-
-
-def _run_config() -> c.TrainConfig:
-  return c.TrainConfig(
-    num_steps=10**6,
-    batch_size=BATCH.value,
-    sequence_length=LENGTH.value,
-    evaluation=c.EvaluationConfig(max_rows=BATCH.value),
-    checkpoint=c.CheckpointConfig(every_steps=10**6),
-  )
-
-
-def _domains() -> dict[str, Domain]:
-  with tempfile.TemporaryDirectory() as folder:
-    return corpus.prepare(DATA.value, c.CorpusConfig(), LENGTH.value, 0, folder)
 
 
 if __name__ == "__main__":
