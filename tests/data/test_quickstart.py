@@ -49,7 +49,8 @@ def test_is_a_folder_of_domains(corpus):
   domains = find_domains(corpus)
   assert list(domains) == NAMES
   for files in domains.values():
-    for split in files:
+    assert not files.target
+    for split in (files.train, files.validation):
       assert list(read_documents(split))
   assert sorted(files_in(corpus)) == sorted(
     f"{name}.{split}.jsonl.gz" for name in NAMES for split in ("train", "val")
