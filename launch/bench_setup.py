@@ -84,8 +84,10 @@ def steps(run: loop.Run, workdir: str) -> Generator[Any, None, None]:
   pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
   running = loop.steps(run, workdir)
   try:
-    for progress in running:
-      yield progress.state
+    while True:
+      yield next(running).state
+  except StopIteration as end:
+    raise RuntimeError(f"a run without an end has ended: {end.value.stopped}") from None
   finally:
     running.close()
 
