@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jdc.models.taps import LinearMap
+
 Params = Any  # a pytree of arrays; the decoder uses nested dicts with string keys
 
 # The axes of a mesh: replicas of the model, shards of the parameters, shards of the experts,
@@ -73,3 +75,10 @@ class LanguageModel(NamedTuple):
   # As token_losses -> `Outputs`. `None`: hidden states of the training pass are not offered.
   outputs: Callable[..., Outputs] | None = None
   balance_weight: float = 0.0  # times `balance_loss` is added to the training loss
+  # shapes of the params -> the linear maps that `tapped_losses` lets be tapped, by the path of
+  # their matrix: those that map every token by itself
+  linear_maps: Callable[[Params], dict[str, LinearMap]] | None = None
+  # (params, taps, tokens, targets, positions, segments, top_layers=0) -> f32[B, T], as from
+  # `token_losses`. The arrays of a tap have a leading axis for the layers of its map. With
+  # `top_layers` taps are of these last ones, and no gradient goes below them.
+  tapped_losses: Callable[..., jax.Array] | None = None

@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jdc.models.base import BATCH_AXES
 from jdc.models.decoder_config import DecoderConfig
 from jdc.models.lora import LoraConfig, adaptable
 from jdc.models.partition import constrain
+from jdc.models.taps import tapped, under
 
 
 class Build(NamedTuple):
@@ -71,15 +72,19 @@ class Linear(nnx.Module):
       self.lora_a = nnx.Param(jax.random.uniform(key, shape, adapter_dtype, -limit, limit))
       self.lora_b = nnx.Param(jnp.zeros((self.lora.rank, out_features), adapter_dtype))
 
-  def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """Maps the last axis; `key` draws the adapter's dropout, `None` leaves it out."""
+  def __call__(self, x: jax.Array, key: jax.Array | None = None, taps: Any = None) -> jax.Array:
+    """Maps the last axis; `key` draws the adapter's dropout, `None` leaves it out.
+
+    `taps` are those of the kernel and of the adapter's two maps, by name.
+    """
     x = x.astype(self.dtype)
-    y = _product(x, self.kernel[...].astype(self.dtype))
+    y = tapped(taps, "kernel", x, _product(x, self.kernel[...].astype(self.dtype)))
     if self.lora is not None:
       if key is not None and self.lora.dropout:
         x = _dropout(x, self.lora.dropout, jax.random.fold_in(key, self.stream))
-      low = _product(x, self.lora_a[...].astype(self.dtype))
-      y += self.lora.scale * _product(low, self.lora_b[...].astype(self.dtype))
+      low = tapped(taps, "lora_a", x, _product(x, self.lora_a[...].astype(self.dtype)))
+      high = _product(low, self.lora_b[...].astype(self.dtype))
+      y += self.lora.scale * tapped(taps, "lora_b", low, high)
     return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
@@ -93,13 +98,16 @@ class GatedUnit(nnx.Module):
     self.up = Linear(build, "layers/mlp/up", width, mlp_width, rngs=rngs)
     self.down = Linear(build, "layers/mlp/down", mlp_width, width, rngs=rngs, residual=True)
 
-  def __call__(self, x_BxTxD: jax.Array, key: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self, x_BxTxD: jax.Array, key: jax.Array | None = None, taps: Any = None
+  ) -> jax.Array:
     @jax.checkpoint  # keeps its inputs only for the backward pass, as RMSNorm does
     def combined(gate: jax.Array, up: jax.Array) -> jax.Array:
       gated = self.activation(gate) * up
-      return self.down(constrain(gated, BATCH_AXES, None, "tensor"), key)
+      return self.down(constrain(gated, BATCH_AXES, None, "tensor"), key, under(taps, "down"))
 
-    return combined(self.gate(x_BxTxD, key), self.up(x_BxTxD, key))
+    gate = self.gate(x_BxTxD, key, under(taps, "gate"))
+    return combined(gate, self.up(x_BxTxD, key, under(taps, "up")))
 
 
 def activation(config: DecoderConfig) -> Callable[[jax.Array], jax.Array]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,8 +83,10 @@ class MixtureOfExperts(nnx.Module):
     self.up = Experts(build, width, mlp_width, rngs=rngs)
     self.down = Experts(build, mlp_width, width, rngs=rngs, residual=True)
 
-  def __call__(self, x_BxTxD: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    del key  # experts have no adapters
+  def __call__(
+    self, x_BxTxD: jax.Array, key: jax.Array | None = None, taps: Any = None
+  ) -> jax.Array:
+    del key, taps  # experts have no adapters, and are not tapped
     return self._apply(x_BxTxD)[0]
 
   def with_routing(self, x_BxTxD: jax.Array, real_BxT: jax.Array) -> tuple[jax.Array, Routing]:

@@ -14,7 +14,7 @@ def paths(params: Params) -> tuple[str, ...]:
     >>> paths({"output": {"kernel": 1}, "layers": {"norm": {"scale": 2}}})
     ('output/kernel', 'layers/norm/scale')
   """
-  return tuple(path for path, _ in _leaves(params))
+  return tuple(path for path, _ in leaves(params))
 
 
 def matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
@@ -110,10 +110,11 @@ def _shared(a: Params, b: Params, prefix: str) -> Iterator[str]:
       yield path
 
 
-def _leaves(params: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(params: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  """Yields each leaf with its path."""
   for name, value in params.items():
     path = f"{prefix}{name}"
     if isinstance(value, Mapping):
-      yield from _leaves(value, f"{path}/")
+      yield from leaves(value, f"{path}/")
     else:
       yield path, value

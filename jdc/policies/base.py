@@ -81,6 +81,7 @@ class ExampleStats:
   gradient: Any = None  # f32[B, R], projected per-example gradient
   update_direction: Any = None  # f32[B, R], after the optimizer's preconditioning
   gradient_norm: Any = None  # f32[B], of the unprojected gradient
+  gradient_product: Any = None  # f32[B, B], inner products of the unprojected gradients
   el2n: Any = None  # f32[B], L2 norm of the error vector
   embedding: Any = None  # f32[B, D], mean hidden state
   position_weighted_embedding: Any = None  # f32[B, D]
@@ -93,6 +94,7 @@ class ExampleStats:
   domain_target_loss: Any = None  # f32[K], on the target split
   domain_expert_load: Any = None  # f32[K, E]
   score: Any = None  # f32[C] or f32[C, S], what `score` returned over a sweep
+  score_age: Any = None  # i32[C], optimizer steps since it was computed
   step: Any = None  # i32[], of the optimizer
   learning_rate: Any = None  # f32[], of the optimizer
   target: TargetStats | None = None
@@ -134,7 +136,8 @@ class DataPolicy(NamedTuple):
   policy is updated in every training step, a round-scope one at the start of every round. A
   `pointwise` policy treats each example by itself. The rest is for round scope: `score` runs
   on each chunk of a pool sweep, `sweep_ids` names the rows to sweep (-1 pads), `observe` also
-  sees every training batch and reads `observes_batch`.
+  sees every training batch and reads `observes_batch`; `prepare` runs once, before the first
+  round, on the statistics `observes_pool` of all N rows in order, at once.
   """
 
   init: InitFn
@@ -146,6 +149,8 @@ class DataPolicy(NamedTuple):
   sweep_ids: Callable[[PolicyState], jax.Array] | None = None
   observe: Callable[[ExampleStats, PolicyState], PolicyState] | None = None
   observes_batch: frozenset[str] = frozenset()
+  prepare: Callable[[ExampleStats, PolicyState], PolicyState] | None = None
+  observes_pool: frozenset[str] = frozenset()
 
 
 class Ordering(NamedTuple):

@@ -270,6 +270,7 @@ def _on_logits(
 def around(policy: DataPolicy, init: Callable, update: Callable) -> DataPolicy:
   """Returns `policy` with a state that holds the policy's own in its field `inner`."""
   score, sweep_ids, observe = policy.score, policy.sweep_ids, policy.observe
+  prepare = policy.prepare
   return policy._replace(
     init=init,
     update=update,
@@ -277,6 +278,8 @@ def around(policy: DataPolicy, init: Callable, update: Callable) -> DataPolicy:
     sweep_ids=sweep_ids and (lambda state: sweep_ids(state.inner)),
     observe=observe
     and (lambda stats, state: state._replace(inner=observe(stats, state.inner))),
+    prepare=prepare
+    and (lambda stats, state: state._replace(inner=prepare(stats, state.inner))),
   )
 
 

@@ -85,6 +85,12 @@ def schedule(stages: Sequence[tuple[int, DataPolicy]]) -> DataPolicy:
       stages=tuple(p.observe(stats, s) if p.observe else s for p, s in pairs)
     )
 
+  def prepare(stats: ExampleStats, state: ScheduleState) -> ScheduleState:
+    pairs = zip(members, state.stages, strict=True)
+    return state._replace(
+      stages=tuple(p.prepare(stats, s) if p.prepare else s for p, s in pairs)
+    )
+
   return DataPolicy(
     init,
     update,
@@ -95,6 +101,8 @@ def schedule(stages: Sequence[tuple[int, DataPolicy]]) -> DataPolicy:
     sweep_ids=sweep_ids if any(p.sweep_ids for p in members) else None,
     observe=observe if any(p.observe for p in members) else None,
     observes_batch=frozenset().union(*(p.observes_batch for p in members)),
+    prepare=prepare if any(p.prepare for p in members) else None,
+    observes_pool=frozenset().union(*(p.observes_pool for p in members)),
   )
 
 
