@@ -40,6 +40,7 @@ class RunSpec(NamedTuple):
   domain_draw: str = "systematic"  # of domains in a batch: systematic, or one domain a step
   probe_size: int = 0  # examples of a half-batch by which the gradient of a domain is probed
   max_segments: int = 0  # examples of a packed row, counted in batch_size; 0: a row is one
+  data_fingerprint: str = ""  # of the pool's contents; empty: not known
 
 
 @jax.tree_util.register_dataclass
