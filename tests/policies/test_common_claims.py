@@ -57,6 +57,19 @@ odm = mixture.odm(warmup_steps=0)
 stages = [(0, {"a": 1, "b": 1, "c": 1, "d": 0}), (3, {"a": 1, "b": 2, "c": 3, "d": 4})]
 fast = weigh.loss_reweighting(burn_in_steps=1, temperature=((0, 9.0), (3, 0.5)))
 
+
+def of_candidates(policy):
+  """The policy in a run that keeps a third of the rows it sees."""
+
+  def init(spec, key):
+    rows = spec.batch_size
+    return policy.init(spec._replace(num_candidates=rows, batch_size=rows // 3), key)
+
+  return policy._replace(init=init)
+
+
+keeps_k = {"batch": "the second of two copies is worth less than the first"}
+
 # fmt: off
 POLICIES = [
   Case("static", mixture.static()),
@@ -105,6 +118,16 @@ POLICIES = [
   Case("loss_high", selection.loss()),
   Case("loss_medium", selection.loss("medium", temperature=0.0)),
   Case("loss_low", selection.loss("low", focus_weight=0.1, temperature=np.inf)),
+  Case("rho_loss", of_candidates(selection.rho_loss())),
+  Case("greats", of_candidates(selection.greats()), exceptions=keeps_k),
+  Case(
+    "greats_gradient", of_candidates(selection.greats("gradient", self_term=True)),
+    exceptions=keeps_k,
+  ),
+  Case(
+    "greats_update_direction", of_candidates(selection.greats("update_direction")),
+    exceptions=keeps_k,
+  ),
   Case("reweighting", fast),
   Case("reweighting_uniform", weigh.loss_reweighting("uniform", burn_in_steps=0)),
   Case("reweighting_quadratic", weigh.loss_reweighting("quadratic", 0.4, 0, delta=2.0)),
@@ -205,6 +228,8 @@ def make_fields(policy, seed):
   gradient_Kx2xR = np.random.default_rng((seed, 1)).normal(size=(K, 2, R))
   products = np.einsum("iar,jbr->iajb", gradient_Kx2xR, gradient_Kx2xR)
   fields["domain_gradient_product"] = products
+  gradient_BxR = np.random.default_rng((seed, 2)).normal(size=(rows, R))
+  fields["gradient_product"] = gradient_BxR @ gradient_BxR.T
   for name in sorted(policy.observes - fields.keys()):
     shape = OF_DOMAINS.get(name, (rows, *SHAPES.get(name, ())))
     fields[name] = rng.uniform(0.1, 1.0, shape) * (1 if "probability" in name else 4)
@@ -292,7 +317,8 @@ def test_decisions_and_states_are_as_init_promised(case):
 def test_decides_something_of_a_known_shape(case):
   decision, _ = case.policy.init(SPEC, KEY)
   assert any(x is not None for x in decision[:3])
-  assert decision.logits is None or decision.logits.shape in {(K,), (C,), (N,)}
+  shapes = {(K,), (N,), (rows_of(case.policy),)}
+  assert decision.logits is None or decision.logits.shape in shapes
   assert decision.weights is None or decision.weights.shape == (rows_of(case.policy),)
   assert decision.token_weights is None or decision.token_weights.shape == (B, T)
 
@@ -372,6 +398,8 @@ def test_equivariant_in_the_order_of_domains(case):
 def reorder(fields, order):
   """The same batch with the row order[i] at place i."""
   changed = {n: v[order] if np.shape(v)[:1] == order.shape else v for n, v in fields.items()}
+  if "gradient_product" in changed:  # about pairs of rows
+    changed["gradient_product"] = changed["gradient_product"][:, order]
   if "token_segment" in changed:
     place = np.argsort(order)
     changed["token_segment"] = np.where(fields["token_segment"] >= 0, place[:, None], -1)[order]
@@ -410,10 +438,9 @@ def test_a_batch_of_twice_the_size_decides_the_same(case):
   all_fields, spec = typical(case.policy, 2), SPEC._replace(batch_size=2 * B)
   _, decisions, _ = run(case, all_fields)
   _, of_twice, _ = run(case, [doubled(fields) for fields in all_fields], spec)
-  twice = lambda x: None if x is None else jnp.repeat(x, 2, axis=0)
+  twice = lambda x: jnp.repeat(x, 2, axis=0) if x.shape[:1] == (B,) else x
   for one, other in zip(decisions, of_twice, strict=True):
-    expected = (one.logits, twice(one.weights), twice(one.token_weights))
-    assert_close(other[:3], expected, rtol=1e-5, atol=1e-5)
+    assert_close(other[:3], jax.tree.map(twice, one[:3]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
