@@ -97,6 +97,16 @@ class Pool:
       lengths_n[at] = self.tables[k].lengths[ids_n[at] - self.starts_K[k]]
     return lengths_n
 
+  def input_lengths(self, ids_n: np.ndarray) -> np.ndarray:
+    """Returns the positions that each row's inputs fill, i64[n]; T for rows of documents."""
+    lengths_n, domain_n = np.full(len(ids_n), self.sequence_length), self.domain(ids_n)
+    for k in np.unique(domain_n):
+      lengths = getattr(self.tables[k], "lengths", None)
+      if lengths is not None:
+        at = np.flatnonzero(domain_n == k)
+        lengths_n[at] = lengths[ids_n[at] - self.starts_K[k]].astype(np.int64) - 1
+    return lengths_n
+
   def packed(self, ids_BxS: np.ndarray, wanted_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Reads the records of each row, one after the other, as i32[B, T + 1]."""
     tokens_BxT = np.zeros((len(ids_BxS), self.sequence_length + 1), np.int32)
