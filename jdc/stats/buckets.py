@@ -22,8 +22,22 @@ class Shape(NamedTuple):
 class Chunk(NamedTuple):
   """Rows that are computed together."""
 
-  place_B: np.ndarray  # i64[B], of each row in the sweep; -1 is padding
+  place_B: np.ndarray  # i64[B], of each row in the sweep; -1, which comes last, is padding
   length: int  # positions of each row
+
+  @property
+  def place_n(self) -> np.ndarray:
+    """Returns the places without padding."""
+    return self.place_B[: np.count_nonzero(self.place_B >= 0)]
+
+  @property
+  def num_positions(self) -> int:
+    """Returns the positions that are computed."""
+    return len(self.place_B) * self.length
+
+  def ids(self, ids_C: np.ndarray) -> np.ndarray:
+    """Returns the ids of the rows, -1 for padding, of those of the sweep."""
+    return np.where(self.place_B >= 0, ids_C[self.place_B], -1)
 
 
 def buckets(

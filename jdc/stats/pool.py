@@ -1,14 +1,23 @@
 """Sweeps: the scores of pool rows under the current model."""
 
+import collections
+import contextlib
+import functools
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jdc.data import loader
+from jdc.stats.buckets import Chunk, Shape, buckets, fill, sample_shapes
+from jdc.stats.features_table import FeaturesWriter
+from jdc.stats.progress import Progress
+from jdc.stats.results import Results
+from jdc.stats.sweep_store import SweepStore, in_all_processes
 
-# (params, context, batch) -> {slot: f32[b] or f32[b, S]}, replicated
+# (params, context, batch) -> {slot: [b, ...]}, replicated
 ScoreChunk = Callable[[Any, Any, loader.Batch], dict[str, jax.Array]]
 
 
@@ -36,6 +45,23 @@ def candidates(
   return np.sort(np.concatenate([firsts_K, rest])).astype(np.int32)
 
 
+class Swept(NamedTuple):
+  """What a sweep found, and what of it was computed now."""
+
+  scores: dict[str, np.ndarray]  # by slot, [C, ...]; zeros where the id is -1
+  num_rows: int  # scored, without padding
+  num_chunks: int  # of the sweep
+  num_computed: int  # chunks that no store held
+  positions: int  # of the chunks computed, padding included
+  padding: int  # of these, that hold no input
+  seconds: float
+
+  @property
+  def share_padding(self) -> float:
+    """Returns the share of padding among the positions computed; 0 where there are none."""
+    return self.padding / max(self.positions, 1)
+
+
 def sweep(
   score_chunk: ScoreChunk,
   params: Any,
@@ -44,46 +70,133 @@ def sweep(
   ids_C: np.ndarray,
   batch_size: int,
   sharding: jax.NamedSharding,
-) -> dict[str, np.ndarray]:
-  """Scores rows chunk by chunk; one chunk is computed while the one before it is fetched.
+  *,
+  store: SweepStore | None = None,
+  features: FeaturesWriter | None = None,
+  name: str | None = "sweep",
+) -> Swept:
+  """Scores rows in length buckets, longest first, in chunks of at most 16 shapes.
+
+  The host reads the rows of a chunk while the devices compute the one before. With a store, the
+  scores of a chunk are written before the next one is begun: a process that is killed at any
+  instant loses one chunk at most. A sweep of the whole pool has the shapes that suit it best,
+  one of a sample those of `buckets.sample_shapes`, which later samples share.
 
   Args:
-    score_chunk: jitted; one compilation serves every chunk.
+    score_chunk: jitted; compiled once for each shape.
     params: of the model.
     context: what else `score_chunk` reads.
     pool: the rows.
-    ids_C: i32[C], rows to score; -1 pads.
-    batch_size: rows of a chunk, a multiple of the devices that share a batch.
+    ids_C: i32[C], rows to score; -1 pads, and is not computed.
+    batch_size: rows of full length in a chunk, a multiple of the devices that share it.
     sharding: of batches.
+    store: holds the chunks that an interrupted sweep has scored, and is given the others. Its
+      key must tell the parameters, the context and the pool from any others.
+    features: is given the entries of its names, which then are not kept in memory.
+    name: what the progress is called; `None` shows none.
 
   Returns:
-    For each slot the scores f32[C] or f32[C, S]; those of padding are arbitrary.
+    The scores, and counts.
+
+  Raises:
+    ValueError: if `score_chunk` returns other than one entry a row, or lacks a name.
   """
-  parts: list[dict[str, np.ndarray]] = []
-  pending: dict[str, jax.Array] | None = None
-  for start in range(0, len(ids_C), batch_size):
-    chunk = ids_C[start : start + batch_size]
-    padded = np.pad(chunk, (0, batch_size - len(chunk)), constant_values=-1)
-    scores = score_chunk(params, context, rows_batch(pool, padded, sharding))
-    if pending is not None:
-      parts.append(jax.device_get(pending))
-    pending = scores
-  assert pending is not None
-  parts.append(jax.device_get(pending))
-  return {
-    slot: np.concatenate([part[slot] for part in parts])[: len(ids_C)] for slot in parts[0]
-  }
+  begin = time.monotonic()
+  chunks = _chunks(pool, ids_C, batch_size, _num_shards(sharding, batch_size))
+  results = Results(ids_C, store, features)
+  held = in_all_processes([results.holds(chunk) for chunk in chunks])
+  missing = []
+  for chunk, is_held in zip(chunks, held, strict=True):
+    if is_held:
+      results.restore(chunk)
+    else:
+      missing.append(chunk)
+  rows, missing_rows = (sum(len(c.place_n) for c in some) for some in (chunks, missing))
+  positions = sum(chunk.num_positions for chunk in missing)
+  ahead = 1 if store is None else 0  # chunks that may be unwritten when the next one is begun
+  waiting: collections.deque[tuple[Chunk, dict[str, jax.Array]]] = collections.deque()
+  with contextlib.closing(Progress(name, rows, positions, rows - missing_rows)) as progress:
+    for chunk in missing:
+      batch = rows_batch(pool, chunk.ids(ids_C), sharding, chunk.length)
+      while len(waiting) > ahead:
+        _settle(waiting, results, progress)
+      waiting.append((chunk, score_chunk(params, context, batch)))
+    while waiting:
+      _settle(waiting, results, progress)
+  if not chunks:
+    empty = rows_batch(pool, np.full(batch_size, -1), sharding)
+    results.make_room(jax.eval_shape(score_chunk, params, context, empty))
+  results.finish()
+  used = sum(int(pool.input_lengths(ids_C[chunk.place_n]).sum()) for chunk in missing)
+  seconds = time.monotonic() - begin
+  counts = (rows, len(chunks), len(missing), positions, positions - used, seconds)
+  return Swept(results.scores, *counts)
+
+
+def _settle(
+  waiting: collections.deque[tuple[Chunk, dict[str, jax.Array]]],
+  results: Results,
+  progress: Progress,
+) -> None:
+  """Waits for the chunk that was begun first, and takes in what was found."""
+  chunk, found = waiting.popleft()
+  results.add(chunk, found)
+  progress.add(len(chunk.place_n), chunk.num_positions)
 
 
 def rows_batch(
-  pool: loader.Pool, ids_B: np.ndarray, sharding: jax.NamedSharding
+  pool: loader.Pool, ids_B: np.ndarray, sharding: jax.NamedSharding, length: int | None = None
 ) -> loader.Batch:
-  """Returns rows of the pool, -1 pads, as a batch on the devices."""
+  """Returns rows of the pool, -1 pads, as a batch on the devices.
+
+  With `length` they are cut to so many inputs.
+
+  Raises:
+    ValueError: if that would cut off a token.
+  """
   ones_B = np.ones(len(ids_B), np.float32)
   tokens, segments = pool.rows(ids_B, loader.local_rows(ids_B, sharding))
+  reference = pool.reference_rows(ids_B, sharding)
+  if length is not None:
+    longer = ids_B[np.any(segments[:, length + 1 :], axis=1)]
+    if len(longer):
+      raise ValueError(f"rows {longer.tolist()} have more than {length} inputs")
+    tokens, segments = tokens[:, : length + 1], segments[:, : length + 1]
+    reference = None if reference is None else reference[:, :length]
   domain_B = pool.domain(ids_B).astype(np.int32)
   batch = loader.Batch(
-    tokens, segments, ids_B.astype(np.int32), domain_B, ones_B, ones_B, ones_B,
-    pool.reference_rows(ids_B, sharding),
-  )  # fmt: skip
+    tokens, segments, ids_B.astype(np.int32), domain_B, ones_B, ones_B, ones_B, reference
+  )
   return loader.place(batch, sharding)
+
+
+def _chunks(
+  pool: loader.Pool, ids_C: np.ndarray, batch_size: int, num_shards: int
+) -> list[Chunk]:
+  places_n = np.flatnonzero(ids_C >= 0)
+  if not len(places_n):
+    return []
+  ids_n = ids_C[places_n]
+  lengths_n, longest = pool.input_lengths(ids_n), pool.sequence_length
+  whole = np.array_equal(ids_n, np.arange(len(pool))) and lengths_n.min() < longest
+  if whole:
+    found = buckets(lengths_n, batch_size, num_shards, longest)
+  else:
+    num_rows = 1 << (len(ids_n) - 1).bit_length()
+    found = fill(lengths_n, _sample_shapes(pool, num_rows, batch_size, num_shards))
+  return [
+    Chunk(np.where(chunk.place_B >= 0, places_n[chunk.place_B], -1), chunk.length)
+    for chunk in found
+  ]
+
+
+@functools.lru_cache(maxsize=32)
+def _sample_shapes(
+  pool: loader.Pool, num_rows: int, batch_size: int, num_shards: int
+) -> tuple[Shape, ...]:
+  lengths_N = pool.input_lengths(np.arange(len(pool)))
+  return sample_shapes(lengths_N, num_rows, batch_size, num_shards, pool.sequence_length)
+
+
+def _num_shards(sharding: jax.sharding.Sharding, batch_size: int) -> int:
+  return batch_size // sharding.shard_shape((batch_size,))[0]

@@ -42,8 +42,8 @@ class SweepStore:
       raise ValueError(f"the key of a sweep must be JSON: {error}") from error
     self.path = Path(folder) / hashlib.sha256(content.encode()).hexdigest()
     self._open_folder(content)
-    self._journal: IO[bytes] | None = None
     self._mine = f"{jax.process_index()}-"
+    self._journal = self.path / f"{self._mine}{uuid.uuid4().hex}.journal"
     self._records: dict[str, _Place] = {}
     # Its own journals last, as what other processes have may go.
     journals = sorted(self.path.glob("*.journal"))
@@ -80,24 +80,15 @@ class SweepStore:
 
   def write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Appends the arrays of a chunk; on return they survive the end of the process."""
-    if self._journal is None:
-      self._journal = _new_journal(self.path, self._mine)
-    path, start = Path(self._journal.name), self._journal.tell()
     record = memoryview(_encode(name, arrays))
-    while record:  # a call may write a part
-      record = record[self._journal.write(record) :]
-    self._records[name] = _Place(path, start)
-
-  def close(self) -> None:
-    """Closes the journal and writes it through to the disk."""
-    if self._journal is not None:
-      os.fsync(self._journal.fileno())
-      self._journal.close()
-      self._journal = None
+    # Unbuffered: what is written is in the hands of the system.
+    with self._journal.open("ab", buffering=0) as file:
+      self._records[name] = _Place(self._journal, file.tell())
+      while record:  # a call may write a part
+        record = record[file.write(record) :]
 
   def finish(self) -> None:
     """Leaves one journal of each process; all processes call it."""
-    self.close()
     in_all_processes([True])  # nobody reads them any more
     mine = set(self.path.glob(f"{self._mine}*.journal"))
     if len(mine) <= 1:
@@ -117,7 +108,6 @@ class SweepStore:
 
   def remove(self) -> None:
     """Removes the store from the disk."""
-    self.close()
     shutil.rmtree(self.path, ignore_errors=True)
     self._records = {}
 
@@ -148,12 +138,6 @@ def in_all_processes(held: Sequence[bool] | np.ndarray) -> np.ndarray:
 class _Place(NamedTuple):
   path: Path
   start: int
-
-
-def _new_journal(folder: Path, prefix: str) -> IO[bytes]:
-  # Unbuffered: a record is in the hands of the system once it is written.
-  path = folder / f"{prefix}{uuid.uuid4().hex}.journal"
-  return path.open("xb", buffering=0)
 
 
 def _encode(name: str, arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -59,8 +59,9 @@ def make_arrange(
         ids.astype(np.int32),
         batch_size,
         sharding,
+        name=None,
       )
-      scores = swept["ordering"]
+      scores = swept.scores["ordering"]
       spend(len(ids))
     # Sizes are powers of two, so that few of them are compiled; padding sorts last.
     size = 1 << max(len(ids) - 1, 1).bit_length()

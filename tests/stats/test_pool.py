@@ -67,7 +67,7 @@ def test_chunks_give_what_each_row_gives(pool, batch_size):
     }
   )
   ids = np.array([0, 7, 49, 50, 52, 53, 252, -1, 3, -1, 200], np.int32)
-  found = pool_lib.sweep(score, 2.0, 0.5, pool, ids, batch_size, batches)
+  found = pool_lib.sweep(score, 2.0, 0.5, pool, ids, batch_size, batches).scores
   real = ids >= 0
   np.testing.assert_allclose(found["a"][real], 2.0 * ids[real] + 0.5)
   expected = np.searchsorted([50, 53], ids[real], side="right")
