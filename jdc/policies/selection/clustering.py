@@ -134,8 +134,7 @@ def random_partition(
   """
   groups.check(embedding, k)
   usable_N = valid & directions.finite(embedding)
-  size = usable_N.shape[0]
-  turn_N = jnp.zeros(size, jnp.int32).at[groups.shuffled(key, usable_N)].set(jnp.arange(size))
+  turn_N = jnp.argsort(groups.shuffled(key, usable_N)).astype(jnp.int32)
   return jnp.where(usable_N, turn_N % k, -1)
 
 

@@ -37,8 +37,7 @@ def centred(x: jax.Array, usable: jax.Array) -> jax.Array:
 
 def shuffled(key: jax.Array, usable_N: jax.Array) -> jax.Array:
   """Returns i32[N], all rows in a random order, the usable ones first."""
-  order_N = jax.random.permutation(key, usable_N.shape[0])
-  return order_N[jnp.argsort(~usable_N[order_N], stable=True)]
+  return jnp.lexsort((jax.random.bits(key, usable_N.shape), ~usable_N))
 
 
 def block(length: int, most: int) -> int:

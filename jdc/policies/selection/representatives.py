@@ -69,8 +69,8 @@ def choose_representatives(
 
 def draw_representatives(cluster: jax.Array, k: int, count: int, key: jax.Array) -> jax.Array:
   """Chooses rows of every cluster as `choose_representatives` does by the random rule."""
-  order_N = jax.random.permutation(key, cluster.shape[0]).astype(jnp.float32)
-  return _smallest(order_N, cluster, k, jnp.ones(count))
+  turn_N = jnp.argsort(groups.shuffled(key, cluster >= 0)).astype(jnp.float32)
+  return _smallest(turn_N, cluster, k, jnp.ones(count))
 
 
 def _smallest(value_N: jax.Array, cluster_N: jax.Array, k: int, sign_S: jax.Array) -> jax.Array:
