@@ -1,5 +1,6 @@
 """Policies that decide which examples are drawn."""
 
+from jdc.policies.selection.cluster_less import cluster_less
 from jdc.policies.selection.delta_loss import delta_loss
 from jdc.policies.selection.from_file import from_file
 from jdc.policies.selection.greats import greats
@@ -12,6 +13,7 @@ from jdc.policies.selection.rho_loss import rho_loss
 from jdc.policies.selection.tsds import tsds
 
 __all__ = [
+  "cluster_less",
   "delta_loss",
   "from_file",
   "greats",
