@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from jdc.policies import mixture, ordering, weighting
+from jdc.policies import mixture, ordering, selection, weighting
 from jdc.policies.mixture import regmix
 
 PUBLISHED = {
@@ -21,6 +21,7 @@ PUBLISHED = {
   mixture.group_dro: {"learning_rate": 0.01, "size_adjustment": 0.0},
   mixture.random: {"concentration": 1.0},
   regmix.best_mixture: {"num_simulated": 100_000, "num_best": 128},
+  selection.greats: {"products": "ghost", "self_term": False},
   weighting.loss_reweighting: {
     "strategy": "linupper", "temperature": 1.0, "burn_in_steps": 1000, "delta": 1.0,
   },
