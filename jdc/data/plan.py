@@ -170,6 +170,8 @@ class RoundRows(NamedTuple):
   logits_N: np.ndarray  # f32[N], -inf: never drawn
   weights_N: np.ndarray | None = None  # f32[N], multipliers of the loss
   ids_C: np.ndarray | None = None  # i32[C], the rows that the decision was made about
+  score_N: np.ndarray | None = None  # f32[N] or [N, S], where scores are kept for a while
+  score_step_N: np.ndarray | None = None  # i32[N], the steps at which they were computed
 
 
 class Rows(NamedTuple):

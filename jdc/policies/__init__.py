@@ -16,7 +16,7 @@ from jdc.policies.base import (
   RunSpec,
   TargetStats,
 )
-from jdc.policies.combinators import after, ema, floor, importance_corrected, temperature
+from jdc.policies.combinators import after, ema, floor, importance_corrected, keep, temperature
 from jdc.policies.combine import Policies, combine
 from jdc.policies.holding import every, sweep_due
 from jdc.policies.stages import schedule
@@ -36,6 +36,7 @@ __all__ = [
   "every",
   "floor",
   "importance_corrected",
+  "keep",
   "mixture",
   "ordering",
   "sampling",

@@ -130,6 +130,39 @@ def floor(min_prob: float, policy: DataPolicy) -> DataPolicy:
   return _on_logits("floor", policy, lift)
 
 
+def keep(fraction: float, policy: DataPolicy) -> DataPolicy:
+  """Samples alike from the entries with the highest logits, and never from the others.
+
+  Of n eligible entries (finite logits) ceil(fraction n) are kept, up to one in a million, ties
+  to the lower index; their logits become 0, those of the others -inf. Where stages of a run
+  select in different ways, as a random warm-up before an influence, each keeps its own share.
+
+  Args:
+    fraction: share that is kept, in (0, 1].
+    policy: a policy that decides logits.
+
+  Returns:
+    The policy with the changed logits; all else is left alone.
+
+  Raises:
+    ValueError: if `fraction` is not in (0, 1]; in `init`, if the policy decides no logits.
+
+  Example:
+    >>> from jdc import policies
+    >>> policy = keep(0.05, policies.selection.loss())
+  """
+  claim = checks.is_number(fraction) and 0 < fraction <= 1
+  checks.require((claim, f"fraction must be in (0, 1], got {fraction}"))
+
+  def best(logits: jax.Array) -> jax.Array:
+    order = jnp.argsort(-logits, stable=True)  # what is not eligible comes last
+    rank = jnp.zeros(logits.shape, jnp.int32).at[order].set(jnp.arange(logits.size))
+    count = jnp.ceil(fraction * jnp.sum(jnp.isfinite(logits)) * (1 - 1e-6))
+    return jnp.where(jnp.isfinite(logits) & (rank < count), 0.0, -jnp.inf)
+
+  return _on_logits("keep", policy, best)
+
+
 def ema(decay: float, policy: DataPolicy) -> DataPolicy:
   """Averages log-probabilities over updates: l <- d l + (1 - d) log p.
 

@@ -27,6 +27,7 @@ def select(
   key: jax.Array,
   params: Params,
   fixed: Fixed,
+  opt_state: Any,
   batch: Batch,
   context: dict[str, Any],
   states: dict[str, Any],
@@ -43,13 +44,14 @@ def select(
   # Scored in microbatches of the trained size, which is known to fit.
   split, join = splitter(num_candidates // num_kept * accumulation_steps)
 
-  direction = passes.direction(params, fixed, key)
+  shared = passes.share(params, fixed, opt_state, key)
 
   def observed(part: Microbatch) -> Seen:
     seen, _ = passes.look(full_params(params.trained, params.frozen), part)
-    return seen._replace(**passes.besides(params, fixed, part, direction))
+    return seen._replace(**passes.besides(params, fixed, part, shared))
 
   seen = join(jax.lax.map(observed, split(Microbatch(batch, inputs))))
+  context = context | passes.together(params, inputs)
   decisions, states = update(
     batch, inputs, seen, context, states, {"mixture", "selection"}, observe=False
   )

@@ -279,22 +279,37 @@ def read_params(
   Raises:
     Damaged: if they cannot be read or fail their checksums.
   """
+  return read_fields(folder, step, payload, {"params": abstract_params})["params"]
+
+
+def read_fields(
+  folder: epath.PathLike, step: int, payload: dict[str, Any], wanted: dict[str, Any]
+) -> dict[str, Any]:
+  """Returns the first fields of the state that a checkpoint holds, after its step.
+
+  Args:
+    folder: of checkpoints.
+    step: of the checkpoint.
+    payload: of `read_payload`.
+    wanted: shapes of `params`, and of `opt_state` too if it is asked for.
+
+  Raises:
+    Damaged: if they cannot be read or fail their checksums.
+  """
   folder = epath.Path(os.path.abspath(folder) if "://" not in str(folder) else folder)
   context = ocp.Context()
   context.pytree.loading.partial_load = True
   try:
     with context:
-      loaded = ocp.load_checkpointables(
-        folder / str(step), {"state": {"params": abstract_params}}
-      )
+      loaded = ocp.load_checkpointables(folder / str(step), {"state": wanted})
   except Exception as error:
     raise Damaged(f"{folder}/{step}: {type(error).__name__}: {str(error)[:200]}") from error
-  params = loaded["state"]["params"]
-  found = [int(x) for x in checksums(params)]
-  # The leaves of a state are its step and then its parameters.
-  if found != payload["checksums"][1 : 1 + len(found)]:
-    raise Damaged(f"{folder}/{step}: its parameters fail their checksums")
-  return params
+  found = {name: loaded["state"][name] for name in wanted}
+  sums = [int(x) for part in found.values() for x in checksums(part)]
+  # The leaves of a state are its step and then these.
+  if sums != payload["checksums"][1 : 1 + len(sums)]:
+    raise Damaged(f"{folder}/{step}: its {', '.join(found)} fail their checksums")
+  return found
 
 
 def _placed(x: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:

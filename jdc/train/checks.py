@@ -12,20 +12,21 @@ from jdc.models import subsets
 from jdc.models.base import LanguageModel
 from jdc.policies.base import DataPolicy, Decision, RunSpec
 from jdc.policies.combine import Policies
+from jdc.stats.directions import Adam
 from jdc.stats.probes import check_probes
+from jdc.train import features as features_lib
 from jdc.train import observe, passes, rounds, sharding
 from jdc.train.config import RunConfig
 from jdc.train.setup import Sizes, plan_spec, run_spec
-from jdc.train.state import Reference, slots
+from jdc.train.state import Reference, Start, param_shapes, slots
 
 _BY_DOMAIN = frozenset({"domain_target_loss", "domain_expert_load"})
 _OF_TARGET = _BY_DOMAIN | {"target", "target_alignment", "domain_target_alignment"}
 _OF_REFERENCE = frozenset({"reference_loss", "reference_token_loss"})
-_STEP = (
-  observe.PLAIN | observe.CONTEXT | passes.EMBEDDINGS | passes.REFERENCE | {"target_alignment"}
-)
-_SWEEP = rounds.SWEPT | passes.EMBEDDINGS | passes.REFERENCE
-_ROUND = (observe.CONTEXT - {"learning_rate"}) | rounds.PROBED | {"example_id", "domain"}
+_LOOKED = passes.EMBEDDINGS | passes.REFERENCE | features_lib.FIELDS
+_STEP = observe.PLAIN | observe.CONTEXT | _LOOKED | {"target_alignment", features_lib.PRODUCT}
+_SWEEP = rounds.SWEPT | _LOOKED
+_ROUND = observe.CONTEXT | rounds.PROBED | {"example_id", "domain"}
 
 
 def check(
@@ -38,6 +39,7 @@ def check(
   reference: Reference | None = None,
   tasks: Mapping[str, Any] | None = None,
   trainable: Callable[[str], bool] | None = None,
+  adam: Adam | None = None,
 ) -> None:
   """Raises a ValueError that lists everything in the run that cannot work together."""
   errors = [*_slot_errors(config, policies), *_observation_errors(policies)]
@@ -45,10 +47,11 @@ def check(
   if all(domain.train is not None for domain in domains.values()):
     errors += _plan_errors(config, policies, domains)
   errors += _ordering_errors(policies, domains, scores)
-  errors += _mesh_errors(config, model, reference)
+  errors += _mesh_errors(config, policies, model, reference)
   errors += _reference_errors(config, policies, model, reference)
   errors += _source_errors(config, policies, model, domains, sizes, trainable)
   errors += _task_errors(policies, domains, tasks)
+  errors += _feature_errors(config, policies, model, trainable, adam)
   if errors:
     raise ValueError("; ".join(errors))
 
@@ -137,6 +140,44 @@ def _source_errors(
   return errors
 
 
+def _feature_errors(
+  config: RunConfig,
+  policies: Policies,
+  model: LanguageModel,
+  trainable: Callable[[str], bool] | None,
+  adam: Adam | None,
+) -> list[str]:
+  read = observed(policies) | _observed_pool(policies)
+  used = sorted(read & (features_lib.FIELDS | {features_lib.PRODUCT}))
+  in_step = observe.observed_of(policies, "step")
+  errors: dict[str, None] = {}
+  if not used:
+    return []
+  packed = sorted(in_step & {*used})
+  if config.plan.max_segments and packed:
+    errors[f"plan.max_segments={config.plan.max_segments}: {', '.join(packed)} of a step need "
+           "unpacked rows"] = None  # fmt: skip
+  if "update_direction" in read and adam is None:
+    errors["the policies observe update_direction, which needs the constants of the "
+           "optimizer: give `Run.adam`"] = None  # fmt: skip
+  else:
+    params = param_shapes(Start(model, None, trainable))
+    for scope in ("step", "round", "target"):
+      try:
+        features_lib.make_features(config, model, policies, scope, params, adam, None)
+      except ValueError as error:
+        errors[str(error)] = None
+    try:
+      features_lib.make_products(config, model, policies, params, None)
+    except ValueError as error:
+      errors[str(error)] = None
+  return list(errors)
+
+
+def _observed_pool(policies: Policies) -> frozenset[str]:
+  return frozenset[str]().union(*(p.observes_pool for p in slots(policies).values()))
+
+
 def _probe_errors(
   config: RunConfig,
   model: LanguageModel,
@@ -166,6 +207,13 @@ def _plan_errors(
 ) -> list[str]:
   num_rows, sweep_rows = sum(len(d.train) for d in domains.values()), config.plan.sweep_rows
   errors = []
+  selection = policies.selection
+  samples = sweep_rows and selection is not None and selection.score and not selection.sweep_ids
+  if config.plan.max_age and not samples:
+    errors.append(
+      f"plan.max_age={config.plan.max_age} keeps the scores of rows that a sample leaves out: "
+      "it needs plan.sweep_rows and a round-scope selection that scores them"
+    )
   if sweep_rows and not len(domains) <= sweep_rows <= num_rows:
     errors.append(
       f"plan.sweep_rows must be 0 (all rows) or from {len(domains)}, the number of domains, to "
@@ -179,7 +227,7 @@ def _plan_errors(
 
 
 def _mesh_errors(
-  config: RunConfig, model: LanguageModel, reference: Reference | None
+  config: RunConfig, policies: Policies, model: LanguageModel, reference: Reference | None
 ) -> list[str]:
   try:
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
@@ -192,6 +240,8 @@ def _mesh_errors(
     "evaluation.batch_size": config.evaluation.batch_size,
     "target.batch_size": config.target.batch_size,
   }
+  if observed(policies) & features_lib.FIELDS:
+    sizes["features.microbatch_size"] = config.features.microbatch_size
   try:
     sharding.check_batch(mesh, **sizes)
   except ValueError as error:
@@ -317,6 +367,11 @@ def _observation_errors(policies: Policies) -> list[str]:
     if missing := sorted(policy.observes - provided):
       known = ", ".join(sorted(provided))
       errors.append(f"{name} observes {', '.join(missing)}; a {policy.scope} provides {known}")
+    if unswept := sorted(policy.observes_pool - _SWEEP - observe.CONTEXT):
+      errors.append(
+        f"{name} observes {', '.join(unswept)} of the pool; a sweep tells "
+        f"{', '.join(sorted(_SWEEP))}"
+      )
     if unseen := sorted(policy.observes_batch - _STEP):
       errors.append(
         f"{name} observes {', '.join(unseen)} of a batch, which a step does not provide"
@@ -327,7 +382,7 @@ def _observation_errors(policies: Policies) -> list[str]:
 def _provided(policy: DataPolicy) -> frozenset[str]:
   if policy.scope == "step":
     return _STEP
-  return _ROUND if policy.score is None else _ROUND | _SWEEP | {"score"}
+  return _ROUND if policy.score is None else _ROUND | _SWEEP | {"score", "score_age"}
 
 
 def check_decisions(

@@ -10,7 +10,7 @@ from jdc.data import pack
 from jdc.train import checks, corpus, loop, model_parts, pretrained
 from jdc.train import config as config_lib
 from jdc.train.config import collect
-from jdc.train.optimizer import make_optimizer
+from jdc.train.optimizer import adam_of, make_optimizer
 from jdc.train.state import Reference
 
 
@@ -32,6 +32,17 @@ def train(
   Raises:
     ValueError: before any compilation, listing what is wrong with the config; further as
       `loop.fit`.
+  """
+  return loop.fit(build_run(config, workdir, compilation_cache), workdir, profile=profile)
+
+
+def build_run(
+  config: config_lib.TrainConfig, workdir: str, compilation_cache: str | None = None
+) -> loop.Run:
+  """Returns the run that a config describes, its data read; arguments as of `train`.
+
+  Raises:
+    ValueError: before any compilation, listing what is wrong with the config.
   """
   # Everything that can be wrong without looking at the data.
   policies, parts, (optimizer, learning_rate), corpus_config, reference, _ = collect(
@@ -61,7 +72,7 @@ def train(
       config.target.folder, corpus_config, config.sequence_length, workdir
     )
 
-  run = loop.Run(
+  return loop.Run(
     start.model,
     optimizer,
     learning_rate,
@@ -73,8 +84,8 @@ def train(
     trainable=start.trainable,
     reference=reference,
     tasks=tasks,
+    adam=adam_of(config.optimizer),
   )
-  return loop.fit(run, workdir, profile=profile)
 
 
 def _corpus(config: config_lib.TrainConfig) -> config_lib.CorpusConfig:

@@ -20,6 +20,9 @@ from jdc.train.run_config import (
   EvaluationConfig as EvaluationConfig,
 )
 from jdc.train.run_config import (
+  FeaturesConfig as FeaturesConfig,
+)
+from jdc.train.run_config import (
   LoggingConfig as LoggingConfig,
 )
 from jdc.train.run_config import (

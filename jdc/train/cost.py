@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from jdc.policies.combine import Policies
 from jdc.train.config import RunConfig
+from jdc.train.features import FIELDS, PRODUCT
 from jdc.train.observe import observed_of
 from jdc.train.passes import REFERENCE
 from jdc.train.state import slots
@@ -45,4 +46,20 @@ def of_step(
   if "target_alignment" in observed:
     forward += rows + candidates + config.target.alignment_rows
     backward += 3 * (rows + candidates) + config.target.alignment_rows
-  return Cost(forward, backward)
+  differentiated = _differentiated(config, policies)
+  return Cost(forward + differentiated, backward + differentiated)
+
+
+def _differentiated(config: RunConfig, policies: Policies) -> int:
+  """Rows whose own gradients a step computes, in passes besides the one that trains."""
+  in_step = {n: p for n, p in slots(policies).items() if p.scope == "step"}
+  # Those before the choice look at the candidates, if there is one; the rest at what is kept.
+  before = {"mixture", "selection"} if "selection" in in_step else set()
+  total = 0
+  for names, rows in (
+    (in_step.keys() & before, config.plan.num_candidates),
+    (in_step.keys() - before, config.batch_size),
+  ):
+    observed = frozenset[str]().union(*(in_step[name].observes for name in names))
+    total += rows * (bool(observed & FIELDS) + (PRODUCT in observed))
+  return total

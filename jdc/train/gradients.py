@@ -37,7 +37,7 @@ def make_gradients(
   average: objective.LossAverage,
   accumulation_steps: int,
 ) -> Callable[..., Gradients]:
-  """Returns `(params, fixed, rows, key, context, states) -> Gradients`.
+  """Returns `(params, fixed, opt_state, rows, key, context, states) -> Gradients`.
 
   Args:
     passes: of `make_passes`.
@@ -65,10 +65,13 @@ def make_gradients(
     return objective.loss_weights(inputs.mask, inputs.segments, tokens, w, u, average)
 
   def whole(
-    params: Params, fixed: Fixed, rows: Microbatch, key: jax.Array, context: dict, states: dict
-  ) -> Gradients:
+    params: Params, fixed: Fixed, opt_state: Any, rows: Microbatch, key: jax.Array,
+    context: dict, states: dict,
+  ) -> Gradients:  # fmt: skip
     total = objective.denominator(num_tokens(rows.batch, rows.inputs), average)
-    told = passes.besides(params, fixed, rows, passes.direction(params, fixed, key))
+    shared = passes.share(params, fixed, opt_state, key)
+    told = passes.besides(params, fixed, rows, shared)
+    context = context | passes.together(params, rows.inputs)
 
     def decide(seen: Seen) -> tuple[dict[str, Decision], dict]:
       return update(*rows[:2], seen, context, states, trained, observe=True)
@@ -93,10 +96,12 @@ def make_gradients(
     return Gradients(loss, balance, grads, seen, decisions, w, states)
 
   def accumulated(
-    params: Params, fixed: Fixed, rows: Microbatch, key: jax.Array, context: dict, states: dict
-  ) -> Gradients:
+    params: Params, fixed: Fixed, opt_state: Any, rows: Microbatch, key: jax.Array,
+    context: dict, states: dict,
+  ) -> Gradients:  # fmt: skip
     split, join = splitter(accumulation_steps)
-    direction = passes.direction(params, fixed, key)
+    shared = passes.share(params, fixed, opt_state, key)
+    context = context | passes.together(params, rows.inputs)
     total = objective.denominator(num_tokens(rows.batch, rows.inputs), average)
     noise = None if rows.key is None else jax.random.split(rows.key, accumulation_steps)
     parts = Microbatch(split(rows.batch), split(rows.inputs), noise)
@@ -108,7 +113,7 @@ def make_gradients(
 
       def observed(part: Microbatch) -> tuple[Seen, dict[str, Any]]:
         seen, _ = passes.look(full_params(params.trained, params.frozen), part)
-        return seen, passes.besides(params, fixed, part, direction)
+        return seen, passes.besides(params, fixed, part, shared)
 
       first, told = jax.lax.map(observed, parts)
       seen = join(first._replace(**told))
@@ -119,7 +124,7 @@ def make_gradients(
 
     def accumulate(grads: Any, each: tuple[Microbatch, Any, Any]) -> tuple[Any, tuple]:
       part, weights, told = each
-      told = passes.besides(params, fixed, part, direction) if told is None else told
+      told = passes.besides(params, fixed, part, shared) if told is None else told
 
       def loss_fn(trained_params: Any) -> tuple[jax.Array, tuple]:
         current = full_params(trained_params, params.frozen)

@@ -20,9 +20,12 @@ from jdc.eval import perplexity
 from jdc.models.base import LanguageModel
 from jdc.policies.base import RunSpec
 from jdc.policies.combine import Policies
+from jdc.stats.directions import Adam
 from jdc.train import checkpoint, checks, cost, process, rounds, setup, sharding, sources
 from jdc.train import config as config_lib
+from jdc.train import features as features_lib
 from jdc.train import state as state_lib
+from jdc.train import sweeps as sweeps_lib
 from jdc.train.arrange import make_arrange
 from jdc.train.config import RunConfig
 from jdc.train.record import Record
@@ -49,6 +52,9 @@ class Run(NamedTuple):
   reference: state_lib.Reference | None = None  # whose losses policies compare with
   # The target set of policies, a table a task; default: the target split of the domains.
   tasks: Mapping[str, Any] | None = None
+  # The constants of the optimizer, for policies that observe its directions; `None` where it
+  # is not Adam.
+  adam: Adam | None = None
 
 
 class Progress(NamedTuple):
@@ -108,9 +114,13 @@ def steps(
   reference_model = run.reference.model if run.reference is not None else None
   checks.check(
     config, policies, run.model, run.domains, run.scores, sizes, run.reference, run.tasks,
-    run.trainable,
+    run.trainable, run.adam,
   )  # fmt: skip
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+  start = state_lib.Start(run.model, run.weights, run.trainable)
+  batches = sharding.batch_sharding(mesh)
+  features = features_lib.of_run(config, start, policies, run.adam, batches)
+  sizes = sizes._replace(feature_size=features.size)
   spec = setup.run_spec(config, run.domains, policies, sizes)
   plan_spec = setup.plan_spec(config, spec, policies, run.domains)
   decisions, policy_states = state_lib.init_policies(policies, spec, config.seed)
@@ -122,9 +132,9 @@ def steps(
     folder = config.checkpoint.folder or f"{workdir}/checkpoints"
     checkpoints = checkpoint.Checkpoints(folder, config.checkpoint.keep)
     stack.enter_context(process.closing(checkpoints))
-    start = state_lib.Start(run.model, run.weights, run.trainable)
-    batches = sharding.batch_sharding(mesh)
-    refresh = sources.make_refresh(config, run.model, policies, targets, spec, batches)
+    refresh = sources.make_refresh(
+      config, run.model, policies, targets, spec, batches, features.target
+    )
     parts = (start, run.optimizer, policy_states, mesh)
     shapes = state_lib.abstract(*parts, None if refresh is None else refresh.shapes)
     config_json = run.config_json or config_lib.to_json(config)
@@ -153,12 +163,18 @@ def steps(
       lambda count: record.spend(cost.Cost(forward=count)),
     )  # fmt: skip
     probe = sources.make_probe(config, run.model, policies, targets, spec, pool, batches)
+    sweeps = sweeps_lib.make_sweeps(
+      run.model, reference_model, policies, *sweep, features.round, f"{workdir}/sweeps",
+      {name: described[name] for name in ("config", "data")},
+    )  # fmt: skip
     round_start = rounds.make_round_start(
-      run.model, reference_model, policies, spec, config.seed, *sweep, probe
-    )
+      policies, spec, config.seed, pool, batches, sweeps, run.learning_rate, probe,
+      sweep_rows=config.plan.sweep_rows, max_age=config.plan.max_age,
+    )  # fmt: skip
     train_step = make_train_step(
-      run.model, run.optimizer, run.learning_rate, policies, options, reference_model
-    )
+      run.model, run.optimizer, run.learning_rate, policies, options, reference_model,
+      features.step, features.products,
+    )  # fmt: skip
     step_cost = cost.of_step(config, policies, options, reference_in_step=reference is not None)
     mixture = setup.initial_mixture(spec, decisions)
     iterator = iter(Loader(pool, plan_spec, mixture, batches, arrange))
@@ -187,6 +203,8 @@ def steps(
         content: dict[str, Any] = {**described, "before": before, "after": after}
         content |= {"plan": iterator.get_state(), "record": record.to_json()}
         checkpoints.save(step, state_lib.saved_part(state), content, _arrays(round_rows))
+        # The checkpoint before this one is on the disk, this one perhaps not yet.
+        sweeps_lib.forget(f"{workdir}/sweeps", saved_step)
 
     before: dict[str, float] = host["before"] if saved else evaluate()
     after: dict[str, float] | None = host.get("after")
@@ -243,6 +261,7 @@ def steps(
     if saved_step != step:
       save()
     checkpoints.wait()
+    sweeps_lib.forget(f"{workdir}/sweeps", step)
     return Result(state, stopped or "finished", iterator.state, before, after, spec)
 
 

@@ -41,7 +41,7 @@ def example_stats(
     inputs: the same, split into inputs and targets.
     seen: what the passes over them told.
     observed: fields of `ExampleStats`.
-    context: the observed fields that are in `CONTEXT`.
+    context: the observed fields that are in `CONTEXT`, and `gradient_product`.
   """
   tokens = num_tokens(batch, inputs)
 
@@ -62,6 +62,9 @@ def example_stats(
     "reference_loss": lambda: example_mean(seen.reference_token_loss),
     "reference_token_loss": lambda: seen.reference_token_loss,
     "target_alignment": lambda: seen.target_alignment,
+    "gradient": lambda: seen.gradient,
+    "update_direction": lambda: seen.update_direction,
+    "gradient_norm": lambda: seen.gradient_norm,
   }
   fields = {name: provided[name]() for name in sorted(observed & provided.keys())}
   fields |= {

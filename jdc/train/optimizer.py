@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+from jdc.stats.directions import Adam
 from jdc.train.config import OptimizerConfig
 
 _SCHEDULES = ("cosine", "linear", "constant")
@@ -49,6 +50,11 @@ def make_optimizer(
   )
   clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
   return optax.chain(clip, adamw), schedule
+
+
+def adam_of(config: OptimizerConfig) -> Adam:
+  """Returns the constants by which the optimizer turns a gradient into a direction."""
+  return Adam(config.b1, config.b2, config.epsilon, config.clip_norm)
 
 
 def _schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:

@@ -11,6 +11,8 @@ from jdc.data.loader import Batch
 from jdc.models.base import LanguageModel
 from jdc.stats import embeddings
 from jdc.stats.alignment import make_products, make_target_gradient
+from jdc.stats.directions import moments_of
+from jdc.stats.gradients import Features
 from jdc.stats.target_rows import sample_rows
 from jdc.train.state import Fixed, Params
 
@@ -26,6 +28,9 @@ class Seen(NamedTuple):
   embeddings: dict[str, jax.Array]  # f32[B, D], or [B, S, D] of packed rows
   reference_token_loss: jax.Array | None = None  # f32[B, T]
   target_alignment: jax.Array | None = None  # f32[B]
+  gradient: jax.Array | None = None  # f32[B, R]
+  update_direction: jax.Array | None = None  # f32[B, R]
+  gradient_norm: jax.Array | None = None  # f32[B]
 
 
 class Microbatch(NamedTuple):
@@ -36,17 +41,26 @@ class Microbatch(NamedTuple):
   key: jax.Array | None = None  # of the noise of training
 
 
+class Shared(NamedTuple):
+  """What the other passes of a step read besides the rows, the same for all of these."""
+
+  direction: Any = None  # the gradient of some target rows
+  moments: Any = None  # of the optimizer, where a direction is asked for
+
+
 class Passes(NamedTuple):
-  """The passes of a run; `params` are those of the model, in one tree."""
+  """The passes of a run; `params` are those of the model, in one tree or in parts."""
 
   # (params, rows) -> what is seen, and the balance loss of a mixture of experts, or None
   look: Callable[..., tuple[Seen, jax.Array | None]]
   # (params, rows, weights f32[B, T]) -> the weighted sum of losses, and as from `look`
   weighted: Callable[..., tuple[jax.Array, Seen, jax.Array | None]]
-  # (params in parts, fixed, key) -> the gradient of some target rows, where it is asked for
-  direction: Callable[..., Any]
-  # (params in parts, fixed, rows, direction) -> the fields of `Seen` that other passes tell
+  # (params in parts, fixed, opt_state, key) -> `Shared`; without a key no target rows are drawn
+  share: Callable[..., Shared]
+  # (params in parts, fixed, rows, shared) -> the fields of `Seen` that other passes tell
   besides: Callable[..., dict[str, Any]]
+  # (params in parts, inputs) -> those statistics of rows that need all of them at once
+  together: Callable[..., dict[str, Any]]
 
 
 def make_passes(
@@ -54,12 +68,15 @@ def make_passes(
   reference: LanguageModel | None,
   wanted: frozenset[str],
   num_target_rows: int = 0,
+  features: Features | None = None,
+  products: Callable[..., jax.Array] | None = None,
 ) -> Passes:
   """Returns the passes that compute losses and the statistics named in `wanted`.
 
   Hidden states come from the pass that gives the losses. A reference model runs once more,
   unless the batch brings its losses. `target_alignment` is with the gradient of
-  `num_target_rows` rows of the target set, drawn anew in each step.
+  `num_target_rows` rows of the target set, drawn anew in each step. `features` computes the
+  gradients of single rows, `products` the inner products of all pairs of them.
   """
   pooled = sorted(wanted & EMBEDDINGS)
   forward, loss_sum = make_forward(model), make_loss_sum(model)
@@ -93,16 +110,18 @@ def make_passes(
     return loss, Seen(token_loss, {}), None
 
   aligned = "target_alignment" in wanted
-  target_gradient, products = make_target_gradient(model), make_products(model)
+  target_gradient, target_products = make_target_gradient(model), make_products(model)
 
-  def direction(params: Params, fixed: Fixed, key: jax.Array) -> Any:
-    if not aligned:
-      return None
+  def share(params: Params, fixed: Fixed, opt_state: Any, key: jax.Array | None) -> Shared:
+    moments = moments_of(opt_state) if "update_direction" in wanted else None
+    if not aligned or key is None:
+      return Shared(None, moments)
     key = jax.random.fold_in(key, _TARGET_ROWS)
     drawn = sample_rows(fixed.target, key, num_target_rows)
-    return target_gradient(params, inputs_and_targets(drawn.tokens, drawn.segments))
+    inputs = inputs_and_targets(drawn.tokens, drawn.segments)
+    return Shared(target_gradient(params, inputs), moments)
 
-  def besides(params: Params, fixed: Fixed, rows: Microbatch, direction: Any) -> dict[str, Any]:
+  def besides(params: Params, fixed: Fixed, rows: Microbatch, shared: Shared) -> dict[str, Any]:
     told: dict[str, Any] = {}
     if wanted & REFERENCE:
       losses = rows.batch.reference_token_loss
@@ -111,10 +130,15 @@ def make_passes(
         losses = reference_forward(fixed.reference, rows.inputs)
       told["reference_token_loss"] = losses
     if aligned:
-      told["target_alignment"] = products(params, rows.inputs, direction)
+      told["target_alignment"] = target_products(params, rows.inputs, shared.direction)
+    if features is not None:
+      told |= features.compute(params, shared.moments, rows.inputs)
     return told
 
-  return Passes(look, weighted, direction, besides)
+  def together(params: Params, inputs: RowInputs) -> dict[str, Any]:
+    return {} if products is None else {"gradient_product": products(params, inputs)}
+
+  return Passes(look, weighted, share, besides, together)
 
 
 def make_forward(model: LanguageModel) -> Callable[..., jax.Array]:

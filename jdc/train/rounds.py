@@ -9,16 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdc.data import loader, plan
-from jdc.data.batch import inputs_and_targets
-from jdc.models.base import LanguageModel
 from jdc.policies.base import DataPolicy, Decision, ExampleStats, RunSpec
 from jdc.policies.combine import Policies
 from jdc.policies.holding import sweep_due
+from jdc.stats import kept_scores as scores_lib
 from jdc.stats import pool as pool_lib
 from jdc.train.cost import Cost
-from jdc.train.observe import example_stats, target_fields
-from jdc.train.passes import REFERENCE, Microbatch, make_passes
+from jdc.train.observe import target_fields
 from jdc.train.state import TrainState, slots
+from jdc.train.sweeps import Sweeps
 
 # What a sweep tells of rows; an update after it reads the rest.
 SWEPT = frozenset({
@@ -37,6 +36,7 @@ class RoundStart(NamedTuple):
   mixture_logits: np.ndarray | None  # f32[K], of a round-scope mixture
   metrics: dict[str, Any]  # by slot
   cost: Cost  # of sweeps and probes
+  shown: dict[str, np.ndarray]  # f32[N] each, statistics of the last sweep; NaN: not swept
 
 
 def probed_shapes(num_domains: int) -> dict[str, tuple[int, ...]]:
@@ -54,15 +54,17 @@ class Probe(NamedTuple):
 
 
 def make_round_start(
-  model: LanguageModel,
-  reference: LanguageModel | None,
   policies: Policies,
   spec: RunSpec,
   seed: int,
   pool: loader.Pool,
-  sweep_batch_size: int,
   sharding: jax.NamedSharding,
+  sweeps: Sweeps,
+  learning_rate: Callable[[jax.Array], Any],
   probe: Probe | None = None,
+  *,
+  sweep_rows: int = 0,
+  max_age: int = 0,
 ) -> Callable[[TrainState, int, plan.RoundRows | None], RoundStart] | None:
   """Returns the function that begins a round; `None` where no policy needs it.
 
@@ -70,23 +72,23 @@ def make_round_start(
   the first) to a `RoundStart`.
 
   Args:
-    model: scores rows.
-    reference: the frozen model that policies compare with.
     policies: the slots.
     spec: of the run.
     seed: of the candidates.
     pool: the rows.
-    sweep_batch_size: rows per forward pass.
     sharding: of batches.
+    sweeps: scores rows.
+    learning_rate: by optimizer step.
     probe: computes the gradients of domains.
+    sweep_rows: candidates of a sweep; 0 for all rows.
+    max_age: steps for which scores of rows that a sample left out still count.
   """
   active = {n: p for n, p in slots(policies).items() if p.scope == "round"}
   if not active:
     return None
   everywhere = jax.NamedSharding(sharding.mesh, jax.P())  # every process reads the results
-  score_chunk = jax.jit(_scorer(model, reference, active), out_shardings=everywhere)
   update = jax.jit(_updater(active), out_shardings=everywhere)
-
+  scored = [n for n, p in active.items() if p.score is not None]
   observed = frozenset[str]().union(*(policy.observes for policy in active.values()))
   # In rounds that hold their decision, nobody reads the products of gradients. They lie where
   # those of a probe do: the update is compiled for both.
@@ -95,37 +97,43 @@ def make_round_start(
     for name, shape in probed_shapes(spec.num_domains).items()
     if name in observed
   }
-  compares = any(p.observes & REFERENCE for p in active.values() if p.score is not None)
-  num_passes = 2 if compares and pool.reference is None else 1
 
   def round_start(state: TrainState, round_: int, last: plan.RoundRows | None) -> RoundStart:
+    spent, facts = Cost(), _facts(state, learning_rate)
+    if round_ == 0:
+      prepared, spent = sweeps.prepare(state, facts)
+      state = state._replace(policies=state.policies | prepared)
     due = {n: bool(sweep_due(state.policies[n])) for n in active}
     ids = {
-      n: _sweep_ids(policy, state.policies[n], spec, seed, round_)
+      n: _sweep_ids(policy, state.policies[n], spec, sweep_rows, seed, round_)
       for n, policy in active.items()
     }
     if last is not None and last.ids_C is not None and not due["selection"]:
       ids["selection"] = last.ids_C  # the held decision is about these
-    facts = {"step": state.step, **target_fields(state.target)}
-    context = (state.policies, state.fixed, facts)
-    scored = [n for n, p in active.items() if p.score is not None]
     # Where a decision is held, one row tells the shape of the scores that are not needed.
     swept = {n: ids[n] if due[n] else ids[n][:1] for n in scored}
     scores: dict[str, np.ndarray] = {}
-    spent = Cost()
+    shown: dict[str, np.ndarray] = {}
     for rows in _distinct(list(swept.values())):  # slots that sweep the same rows share a pass
-      found = pool_lib.sweep(
-        score_chunk, state.model_params, context, pool, rows, sweep_batch_size, sharding
-      )
-      spent = spent.plus(Cost(forward=num_passes * len(rows)))
-      scores |= {n: found[n] for n in scored if np.array_equal(swept[n], rows)}
+      found = sweeps.scores(state, facts, rows, round_)
+      spent = spent.plus(found.cost)
+      shown |= {n: _spread(x, rows, len(pool), np.nan, False) for n, x in found.shown.items()}
+      scores |= {n: found.scores[n] for n in scored if np.array_equal(swept[n], rows)}
     for name in scored:
       if not due[name]:
         shape = (len(ids[name]), *scores[name].shape[1:])
         scores[name] = np.full(shape, np.nan, np.float32)
+    step, kept = int(state.step), _kept(last)
+    ages = {name: np.zeros(len(ids[name]), np.int32) for name in scored}
+    if max_age and due["selection"]:
+      kept = scores_lib.merged(kept, scores["selection"], ids["selection"], len(pool), step)
+      ids["selection"], scores["selection"], ages["selection"] = kept.usable(step, max_age)
     host = {
       n: ExampleStats(
-        example_id=ids[n], domain=pool.domain(ids[n]).astype(np.int32), score=scores.get(n)
+        example_id=ids[n],
+        domain=pool.domain(ids[n]).astype(np.int32),
+        score=scores.get(n),
+        score_age=ages.get(n),
       )
       for n in active
     }
@@ -138,31 +146,24 @@ def make_round_start(
     fetched = jax.device_get(decisions)
     metrics = {n: d.metrics for n, d in fetched.items() if d.metrics is not None}
     mixture = fetched["mixture"].logits if "mixture" in fetched else None
-    decided = _round_rows(fetched, ids, len(pool), round_)
-    return RoundStart(state, decided, mixture, metrics, spent)
+    decided = _round_rows(fetched, active, ids, len(pool), round_)
+    if decided is not None and kept is not None:
+      decided = decided._replace(score_N=kept.score_N, score_step_N=kept.step_N)
+    return RoundStart(state, decided, mixture, metrics, spent, shown)
 
   return round_start
 
 
-def _scorer(
-  model: LanguageModel, reference: LanguageModel | None, active: dict[str, DataPolicy]
-) -> Callable:
-  scored = {name: policy for name, policy in active.items() if policy.score is not None}
-  wanted = frozenset[str]().union(*(policy.observes for policy in scored.values()))
-  passes = make_passes(model, reference, wanted)
+def _facts(state: TrainState, learning_rate: Callable[[jax.Array], Any]) -> dict[str, Any]:
+  """What policies are told of besides rows."""
+  rate = jnp.asarray(learning_rate(state.step - state.skipped), jnp.float32)
+  return {"step": state.step, "learning_rate": rate, **target_fields(state.target)}
 
-  def score_chunk(params: Any, context: Any, batch: loader.Batch) -> dict[str, jax.Array]:
-    states, fixed, facts = context
-    rows = Microbatch(batch, inputs_and_targets(batch.tokens, batch.segments))
-    seen, _ = passes.look(params, rows)
-    seen = seen._replace(**passes.besides(params, fixed, rows, None))
-    return {
-      name: policy.score(example_stats(*rows[:2], seen, policy.observes, facts), states[name])
-      for name, policy in scored.items()
-      if policy.score is not None
-    }
 
-  return score_chunk
+def _kept(last: plan.RoundRows | None) -> scores_lib.Kept | None:
+  if last is None or last.score_N is None or last.score_step_N is None:
+    return None
+  return scores_lib.Kept(last.score_N, last.score_step_N)
 
 
 def _updater(active: dict[str, DataPolicy]) -> Callable:
@@ -180,15 +181,11 @@ def _updater(active: dict[str, DataPolicy]) -> Callable:
 
 
 def _sweep_ids(
-  policy: DataPolicy,
-  state: Any,
-  spec: RunSpec,
-  seed: int,
-  round_: int,
+  policy: DataPolicy, state: Any, spec: RunSpec, sweep_rows: int, seed: int, round_: int
 ) -> np.ndarray:
   if policy.sweep_ids is not None:
     return np.asarray(policy.sweep_ids(state), np.int32)
-  return pool_lib.candidates(spec.domain_sizes, spec.sweep_size, seed, round_)
+  return pool_lib.candidates(spec.domain_sizes, sweep_rows, seed, round_)
 
 
 def _distinct(arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -200,13 +197,18 @@ def _distinct(arrays: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _round_rows(
-  decisions: dict[str, Decision], ids: dict[str, np.ndarray], num_rows: int, round_: int
+  decisions: dict[str, Decision],
+  active: dict[str, DataPolicy],
+  ids: dict[str, np.ndarray],
+  num_rows: int,
+  round_: int,
 ) -> plan.RoundRows | None:
   """Spreads decisions about swept rows over the pool; rows that were not swept are out."""
   decision = decisions.get("selection")
   if decision is None or decision.logits is None:
     return None
-  logits_N = _spread(decision.logits, ids["selection"], num_rows, -np.inf)
+  chosen = active["selection"].sweep_ids is not None
+  logits_N = _spread(decision.logits, ids["selection"], num_rows, -np.inf, chosen)
   if not np.any(np.isfinite(logits_N)):
     raise FloatingPointError(
       f"round {round_}: the selection gave none of {len(decision.logits)} rows a finite "
@@ -214,13 +216,20 @@ def _round_rows(
     )
   weights_N = None
   if decision.weights is not None:
-    weights_N = _spread(decision.weights, ids["selection"], num_rows, 1.0)
+    weights_N = _spread(decision.weights, ids["selection"], num_rows, 1.0, chosen)
   return plan.RoundRows(logits_N, weights_N, ids["selection"])
 
 
-def _spread(values: np.ndarray, ids_C: np.ndarray, num_rows: int, absent: float) -> np.ndarray:
+def _spread(
+  values: np.ndarray, ids_C: np.ndarray, num_rows: int, absent: float, chosen: bool
+) -> np.ndarray:
+  """Values of the pool, from those of the pool or of the rows that were swept.
+
+  Of as many rows as the pool has, they are those of the pool where the policy itself has
+  `chosen` what to sweep.
+  """
   values = np.asarray(jnp.asarray(values, jnp.float32))
-  if values.shape == (num_rows,) and len(ids_C) != num_rows:
+  if values.shape == (num_rows,) and (chosen or len(ids_C) != num_rows):
     return values
   if values.shape != ids_C.shape:
     raise ValueError(

@@ -25,6 +25,8 @@ class PlanConfig:
   on_exhausted: str = "renormalise"  # or "stop", when max_epochs is reached
   sweep_rows: int = 0  # candidates of a round-scope selection; 0: the whole pool
   sweep_batch_size: int = 0  # rows per forward pass of a sweep; 0: the batch size
+  # Steps for which the score of a row that a sample left out still counts; 0: none is kept.
+  max_age: int = 0
   num_candidates: int = 0  # rows that a step-scope selection chooses from; 0 without one
   candidate_draw: str = "top_k"  # or gumbel_top_k, multinomial: among the candidates
   # What an ordering puts in order at once: the rows of a "round", those of an "epoch", or,
@@ -62,6 +64,20 @@ class ProbeConfig:
   rows: int = 8  # of each of the two half-batches of a domain
   # Patterns of the parameters by path, as "layers/mlp/*"; empty: all that are trained.
   parameters: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class FeaturesConfig:
+  """Gradients of examples, where a policy observes them; see `jdc.stats.gradients`."""
+
+  provider: str = "exact"  # or "kron": linear maps alone, cheaper, without Adam's direction
+  # Patterns of the parameters by path, as "layers/mlp/*"; empty: all that are trained.
+  parameters: tuple[str, ...] = ()
+  top_layers: int = 0  # the last layers alone, below which no gradient goes; 0: all layers
+  size: int = 1024  # of a projected gradient
+  projection: str = "count_sketch"  # or "rademacher", of exact gradients
+  direction: str = "optimizer"  # or "paper", "official", "dataflex": of `update_direction`
+  microbatch_size: int = 8  # examples whose gradients exist at once, over all devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +184,7 @@ class RunConfig:
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   target: TargetConfig = dataclasses.field(default_factory=TargetConfig)
   probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
+  features: FeaturesConfig = dataclasses.field(default_factory=FeaturesConfig)
   evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
   checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
   logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
@@ -225,7 +242,7 @@ class TrainConfig(RunConfig):
 _LEAST = {
   0: (
     "seed", "plan.sweep_rows", "plan.sweep_batch_size", "plan.num_candidates",
-    "plan.max_segments", "evaluation.every_steps", "evaluation.max_rows",
+    "plan.max_segments", "plan.max_age", "evaluation.every_steps", "evaluation.max_rows",
     "evaluation.batch_size", "target.batch_size",
   ),
   1: (

@@ -1,5 +1,7 @@
 """From a run's config to the fixed facts that its parts need, checked together."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -26,6 +28,7 @@ class Sizes(NamedTuple):
   num_experts: int = 0
   num_targets: int = 0
   num_tasks: int = 0
+  feature_size: int = 0
   domains_without_target: tuple[str, ...] = ()
 
 
@@ -80,7 +83,8 @@ def run_spec(
     batch_size=config.batch_size * max(plan_config.max_segments, 1),
     num_candidates=plan_config.num_candidates,
     sequence_length=config.sequence_length,
-    sweep_size=plan_config.sweep_rows or sum(rows),
+    # Where scores are kept for a while, policies are told those of all rows.
+    sweep_size=(not plan_config.max_age and plan_config.sweep_rows) or sum(rows),
     num_steps=config.num_steps,
     steps_per_round=plan_config.steps_per_round,
     draw=plan_config.draw,
@@ -91,6 +95,8 @@ def run_spec(
     num_tasks=sizes.num_tasks,
     embedding_size=sizes.embedding_size,
     num_experts=sizes.num_experts,
+    feature_size=sizes.feature_size,
+    data_fingerprint=data_fingerprint(domains),
   )
 
 
@@ -168,6 +174,12 @@ def fingerprints(domains: Mapping[str, Domain]) -> dict[str, str]:
     for name, domain in domains.items()
     for split, table in domain.splits.items()
   }
+
+
+def data_fingerprint(domains: Mapping[str, Domain]) -> str:
+  """Returns what tells the training rows of all domains, in order, from others."""
+  held = [[name, domain.train.fingerprint] for name, domain in domains.items()]
+  return hashlib.blake2b(json.dumps(held).encode(), digest_size=16).hexdigest()
 
 
 def describe_run(

@@ -1,5 +1,6 @@
 """What statistics come from besides a batch: the target set, a reference model, probes."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,16 +16,18 @@ from jdc.policies.combine import Policies
 from jdc.stats import reference as reference_lib
 from jdc.stats import target as target_lib
 from jdc.stats.domain_gradients import make_domain_products
+from jdc.stats.gradients import Features
 from jdc.stats.probes import probe_ids, read_probes
 from jdc.stats.target_rows import TargetRows, choose_rows
 from jdc.train import setup
 from jdc.train.config import RunConfig
 from jdc.train.cost import Cost
+from jdc.train.features import make_target_gradient
 from jdc.train.observe import observed_of
 from jdc.train.passes import EMBEDDINGS, make_forward
 from jdc.train.rounds import PROBED, Probe
 from jdc.train.sharding import batch_sharding
-from jdc.train.state import Fixed, Params, Reference, TrainState
+from jdc.train.state import Fixed, Params, Reference, TrainState, full_params
 
 # What is told of the target set by rows or domains, and what besides needs its rows.
 REFRESHED = frozenset({"target", "domain_target_loss", "domain_expert_load"})
@@ -50,8 +53,8 @@ def target_rows(
 class Refresh(NamedTuple):
   """Keeps the statistics of the target set up to date."""
 
-  compute: Callable[[Any, TargetRows], target_lib.TargetState]
-  shapes: Callable[[Any], target_lib.TargetState]  # of abstract parameters
+  compute: Callable[[Params, TargetRows], target_lib.TargetState]
+  shapes: Callable[[Params], target_lib.TargetState]  # of abstract parameters
   every_steps: int
   every_round: bool
   cost: Cost
@@ -62,7 +65,7 @@ class Refresh(NamedTuple):
 
   def __call__(self, state: TrainState) -> TrainState:
     """Returns the state with statistics of its parameters."""
-    return state._replace(target=self.compute(state.model_params, state.fixed.target))
+    return state._replace(target=self.compute(state.parts, state.fixed.target))
 
 
 def make_refresh(
@@ -72,6 +75,7 @@ def make_refresh(
   targets: TargetRows | None,
   spec: RunSpec,
   sharding: jax.NamedSharding,
+  features: Features | None = None,
 ) -> Refresh | None:
   """Returns what computes the observed statistics of the target set, if there are any."""
   in_step, in_round = observed_of(policies, "step"), observed_of(policies, "round")
@@ -81,10 +85,21 @@ def make_refresh(
   fields = read & target_lib.FIELDS
   if "target" not in read:
     fields -= EMBEDDINGS
-  compute = target_lib.make_refresh(
-    model, fields, spec.num_domains, config.target.batch_size or config.batch_size, sharding
-  )
-  cost = Cost(forward=len(targets.task))
+  batch_size = config.target.batch_size or config.batch_size
+  look = target_lib.make_refresh(model, fields, spec.num_domains, batch_size, sharding)
+  differentiate = None
+  if features is not None:
+    differentiate = make_target_gradient(features, batch_size, sharding)
+
+  def compute(params: Params, rows: TargetRows) -> target_lib.TargetState:
+    found = look(full_params(*params), rows)
+    if differentiate is None:
+      return found
+    gradient = differentiate(params, rows)
+    return found._replace(stats=dataclasses.replace(found.stats, gradient=gradient))
+
+  num_rows = len(targets.task)
+  cost = Cost(num_rows * (1 + (features is not None)), num_rows * (features is not None))
   shapes = lambda params: jax.eval_shape(compute, params, targets)
   return Refresh(compute, shapes, config.target.every_steps, bool(in_round & REFRESHED), cost)
 
@@ -108,7 +123,7 @@ def make_probe(
 
   def compute(state: TrainState, round_: int) -> dict[str, jax.Array]:
     ids = probe_ids(spec.domain_sizes, config.probe.rows, config.seed, round_)
-    probes, params = read_probes(pool, ids, sharding), Params(state.params, state.frozen)
+    probes, params = read_probes(pool, ids, sharding), state.parts
     found = products(params, probes, state.fixed.target if aligned else None)._asdict()
     return {name: found[name] for name in sorted(observed)}
 

@@ -79,6 +79,11 @@ class TrainState(NamedTuple):
     """The parameters of the model."""
     return full_params(self.params, self.frozen)
 
+  @property
+  def parts(self) -> Params:
+    """The same, in two parts."""
+    return Params(self.params, self.frozen)
+
 
 def slots(policies: Policies) -> dict[str, Any]:
   """Returns the policies in use, by slot; an ordering has no state and is not among them."""
@@ -170,12 +175,20 @@ def initial_params(start: Start, shapes: Any, key: jax.Array) -> Any:
   return full_params(created, loaded)
 
 
+def param_shapes(start: Start) -> Params:
+  """Returns the shapes of the parameters, in two parts."""
+  shapes = jax.eval_shape(start.model.init, jax.random.key(0))
+  if start.trainable is None:
+    return Params(shapes, None)
+  return Params(*subsets.split(shapes, start.trainable))
+
+
 def abstract(
   start: Start,
   optimizer: optax.GradientTransformation,
   policy_states: dict[str, Any],
   mesh: jax.sharding.Mesh,
-  target_shapes: Callable[[Any], Any] | None = None,
+  target_shapes: Callable[[Params], Any] | None = None,
 ) -> TrainState:
   """Returns the shapes and shardings of a state, as a target to restore into.
 
@@ -184,13 +197,13 @@ def abstract(
     optimizer: of the trained parameters.
     policy_states: of the slots.
     mesh: where the arrays lie.
-    target_shapes: shapes of the model's parameters -> those of the target set's statistics.
+    target_shapes: shapes of the parameters -> those of the target set's statistics.
   """
   key = jax.random.key(0)
-  params, frozen = jax.eval_shape(start.model.init, key), None
-  specs, frozen_specs = start.model.partition_specs(params), None
+  params, frozen = param_shapes(start)
+  specs = start.model.partition_specs(jax.eval_shape(start.model.init, key))
+  frozen_specs = None
   if start.trainable is not None:
-    params, frozen = subsets.split(params, start.trainable)
     specs, frozen_specs = subsets.split(specs, start.trainable)
 
   def create(key: jax.Array, params: Any, frozen: Any) -> TrainState:
@@ -198,7 +211,7 @@ def abstract(
 
   shapes = jax.eval_shape(create, key, params, frozen)
   if target_shapes is not None:
-    shapes = shapes._replace(target=target_shapes(shapes.model_params))
+    shapes = shapes._replace(target=target_shapes(Params(params, frozen)))
   everywhere = sharding.replicated(mesh)
   placed = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), (specs, frozen_specs))
   shardings = jax.tree.map(lambda _: everywhere, shapes)._replace(

@@ -13,6 +13,7 @@ from jdc.data.loader import Batch
 from jdc.models.base import LanguageModel
 from jdc.policies.base import Decision
 from jdc.policies.combine import Policies
+from jdc.stats.gradients import Features
 from jdc.train import objective
 from jdc.train.candidates import CandidateDraw, select
 from jdc.train.gradients import make_gradients
@@ -25,7 +26,7 @@ from jdc.train.observe import (
   target_fields,
 )
 from jdc.train.passes import Microbatch, make_passes
-from jdc.train.state import Params, TrainState, slots
+from jdc.train.state import TrainState, slots
 
 _DROPOUT = 1  # a stream of the step's key; the choice among candidates has the key itself
 
@@ -72,6 +73,8 @@ def make_train_step(
   policies: Policies,
   options: StepOptions,
   reference: LanguageModel | None = None,
+  features: Features | None = None,
+  products: Callable[..., jax.Array] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepOutput]]:
   """Returns the function of one optimizer step; jit it with the state donated.
 
@@ -82,9 +85,11 @@ def make_train_step(
     policies: what acts; step-scope slots are updated in the step.
     options: loss, accumulation and the choice among candidates.
     reference: a frozen model that policies compare with; its parameters are in the state.
+    features: computes the gradients of single rows, where policies observe them.
+    products: computes the inner products of all pairs of these.
   """
   observed = observed_of(policies, "step")
-  passes = make_passes(model, reference, observed, options.num_target_rows)
+  passes = make_passes(model, reference, observed, options.num_target_rows, features, products)
   update = make_updater(policies)
   in_step = {name for name, policy in slots(policies).items() if policy.scope == "step"}
   selects = "selection" in in_step
@@ -97,19 +102,19 @@ def make_train_step(
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepOutput]:
     rate = jnp.asarray(learning_rate(state.step - state.skipped), jnp.float32)
     context = {"step": state.step, "learning_rate": rate, **target_fields(state.target)}
-    params = Params(state.params, state.frozen)
+    params = state.parts
     key = jax.random.fold_in(state.key, state.step)
     decisions: dict[str, Decision] = {}
     states = state.policies
     if selects:
       batch, decisions, states = select(
         passes, update, options.accumulation_steps, options.num_kept, options.candidate_draw,
-        key, params, state.fixed, batch, context, states,
+        key, params, state.fixed, state.opt_state, batch, context, states,
       )  # fmt: skip
     inputs = inputs_and_targets(batch.tokens, batch.segments)
     noise = jax.random.fold_in(key, _DROPOUT) if model.dropout else None
     rows = Microbatch(batch, inputs, noise)
-    found = gradients(params, state.fixed, rows, key, context, states)
+    found = gradients(params, state.fixed, state.opt_state, rows, key, context, states)
     loss, grads, states = found.loss, found.grads, found.states
     decisions |= found.decisions
     grad_norm = optax.tree.norm(grads)

@@ -1,0 +1,178 @@
+"""Scores of a pool without training: what a round-scope selection decides, as a table."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jdc.data.loader import Pool
+from jdc.policies.combine import combine
+from jdc.train import checkpoint, checks, loop, rounds, setup, sharding, sources
+from jdc.train import features as features_lib
+from jdc.train import state as state_lib
+from jdc.train.cost import Cost
+from jdc.train.state import TrainState, Weights
+from jdc.train.sweeps import make_sweeps
+
+
+class Scored(NamedTuple):
+  """The rows of a pool under a selection."""
+
+  columns: dict[str, np.ndarray]  # by name, one value a row, in the order of the pool
+  metrics: dict[str, Any]  # of the policy, at the last checkpoint
+  cost: Cost
+  fingerprint: str  # of the data
+  steps: tuple[int, ...]  # of the checkpoints
+
+
+def score(
+  run: loop.Run,
+  workdir: str,
+  checkpoints: str | None = None,
+  steps: Sequence[int] = (),
+) -> Scored:
+  """Returns what the selection of a run makes of the pool, at one or more checkpoints.
+
+  Each checkpoint begins a round of its own, one after the other: a policy that adds up over
+  rounds adds up over them. What an interrupted sweep had is found again in `workdir`.
+
+  Args:
+    run: its selection must be of round scope; other slots are left out.
+    workdir: a local folder.
+    checkpoints: folder of checkpoints of a run that trains the same parameters, under whatever
+      policies; `None`: the parameters that `run` starts from.
+    steps: of the checkpoints; empty: the newest.
+
+  Returns:
+    Columns `example_id`, `domain` (its place), `score` (the logit, -inf for rows that may not
+    be drawn), `weight` where the selection decides one, and what was observed of each row of
+    the last sweep: `num_tokens`, `loss` and others, NaN where it was not swept.
+
+  Raises:
+    ValueError: if the run has no round-scope selection, parts of it do not fit together, or the
+      checkpoints are of other parameters.
+    checkpoint.Damaged: if a checkpoint cannot be read.
+  """
+  run, targets = _selecting(run), None
+  config, policies = run.config, run.policies
+  targets = sources.target_rows(config, policies, run.domains, run.tasks)
+  sizes = setup.sizes_of(run.model, run.domains, targets, run.tasks)
+  checks.check(
+    config, policies, run.model, run.domains, None, sizes, run.reference, run.tasks,
+    run.trainable, run.adam,
+  )  # fmt: skip
+  mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+  batches = sharding.batch_sharding(mesh)
+  start = state_lib.Start(run.model, run.weights, run.trainable)
+  features = features_lib.of_run(config, start, policies, run.adam, batches)
+  spec = setup.run_spec(
+    config, run.domains, policies, sizes._replace(feature_size=features.size)
+  )
+  decisions, policy_states = state_lib.init_policies(policies, spec, config.seed)
+  checks.check_decisions(decisions, spec, policies)
+
+  with jax.set_mesh(mesh):
+    refresh = sources.make_refresh(
+      config, run.model, policies, targets, spec, batches, features.target
+    )
+    state = state_lib.init(start, run.optimizer, policy_states, mesh, config.seed)
+    pool = Pool([domain.train for domain in run.domains.values()], spec.sequence_length)
+    reference, pool.reference = sources.open_reference(
+      run.reference, pool, run.domains, config.batch_size, mesh
+    )
+    state = state._replace(fixed=sources.fixed_parts(reference, targets, mesh))
+    model = run.reference.model if run.reference is not None else None
+    fingerprint = setup.data_fingerprint(run.domains)
+    sweeps = make_sweeps(
+      run.model, model, policies, pool, config.plan.sweep_batch_size or config.batch_size,
+      batches, features.round, f"{workdir}/sweeps", fingerprint,
+    )  # fmt: skip
+    begin = rounds.make_round_start(
+      policies, spec, config.seed, pool, batches, sweeps, run.learning_rate,
+      sources.make_probe(config, run.model, policies, targets, spec, pool, batches),
+      sweep_rows=config.plan.sweep_rows, max_age=config.plan.max_age,
+    )  # fmt: skip
+    assert begin is not None  # there is a selection
+    rows, cost, done = None, Cost(), []
+    metrics: dict[str, Any] = {}
+    for round_, step in enumerate(_steps(checkpoints, steps)):
+      if step is not None:
+        assert checkpoints is not None
+        state = _restored(state, checkpoints, step, run.weights)
+      if refresh is not None:
+        state, cost = refresh(state), cost.plus(refresh.cost)
+      begun = begin(state, round_, rows)
+      state, rows, metrics = begun.state, begun.rows, begun.metrics.get("selection") or {}
+      cost = cost.plus(begun.cost)
+      done.append(int(state.step))
+  assert rows is not None  # it decides about rows
+  columns = {"example_id": np.arange(len(pool)), "domain": pool.domain(np.arange(len(pool)))}
+  columns |= {"score": rows.logits_N}
+  if rows.weights_N is not None:
+    columns["weight"] = rows.weights_N
+  return Scored(columns | begun.shown, metrics, cost, fingerprint, tuple(done))
+
+
+def _selecting(run: loop.Run) -> loop.Run:
+  selection = run.policies.selection
+  if selection is None or selection.scope != "round":
+    raise ValueError("scores of a pool need config.selection to be a round-scope selection")
+  return run._replace(policies=combine(selection=selection))
+
+
+def _steps(checkpoints: str | None, steps: Sequence[int]) -> Sequence[int | None]:
+  """The steps of the checkpoints to read, or once `None` without any."""
+  if checkpoints is None:
+    if steps:
+      raise ValueError(f"steps {tuple(steps)} are of checkpoints, and none are given")
+    return (None,)
+  if not steps:
+    return (checkpoint.read_payload(Path(checkpoints))[0],)
+  for step in steps:
+    checkpoint.read_payload(Path(checkpoints), step)  # all of them are there, before any work
+  return tuple(steps)
+
+
+def _restored(
+  state: TrainState, checkpoints: str, step: int, weights: Weights | None
+) -> TrainState:
+  """The state with parameters and optimizer of a checkpoint; policies go on."""
+  folder = Path(checkpoints)
+  _, payload = checkpoint.read_payload(folder, step)
+  wanted = {"params": state.params, "opt_state": state.opt_state}
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted
+  )
+  _check_parts(payload["host"]["parts"], shapes, folder, weights)
+  found = checkpoint.read_fields(folder, step, payload, shapes)
+  return state._replace(
+    step=jax.device_put(np.int32(step), state.step.sharding),
+    params=found["params"],
+    opt_state=found["opt_state"],
+  )
+
+
+def _check_parts(
+  saved: dict[str, str], shapes: dict[str, Any], folder: Path, weights: Weights | None
+) -> None:
+  """Raises a ValueError if a run trained other parameters, or by another optimizer."""
+  wanted = {
+    f"state.{jax.tree_util.keystr(path[:1], simple=True)}{jax.tree_util.keystr(path[1:])}": (
+      f"{x.dtype}{list(x.shape)}"
+    )
+    for path, x in jax.tree_util.tree_leaves_with_path(shapes)
+  }
+  if weights is not None:
+    wanted["weights"] = weights.fingerprint
+  compared = ("state.params", "state.opt_state", "weights")
+  held = {n: x for n, x in saved.items() if n.startswith(compared)}
+  wrong = [
+    f"{name}: {held.get(name)} -> {wanted.get(name)}"
+    for name in sorted(held.keys() | wanted.keys())
+    if held.get(name) != wanted.get(name)
+  ]
+  if wrong:
+    raise ValueError(f"{folder} holds other parameters than the config: {'; '.join(wrong)}")
