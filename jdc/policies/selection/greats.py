@@ -189,12 +189,10 @@ def _greedy(
   Args:
     score_B: scores while nothing is chosen.
     penalty_BxB: what the choice of one row takes from the scores of the others.
-    eligible_B: which rows may be chosen; numbers of the others are not read.
+    eligible_B: which rows may be chosen; numbers of the others may be anything.
     logit_k: of the row chosen first, second and so on.
   """
   lowest = jnp.finfo(jnp.float32).min
-  both_BxB = eligible_B[:, None] & eligible_B
-  penalty_BxB = jnp.where(both_BxB, penalty_BxB, 0.0)
   row_B = jnp.arange(score_B.size)
 
   def choose(
@@ -207,6 +205,6 @@ def _greedy(
     logits_B = jnp.where(free_B & (row_B == best), logit, logits_B)
     return (score_B - penalty_BxB[best], logits_B), None
 
-  start = jnp.where(eligible_B, score_B, 0.0), jnp.full_like(score_B, -jnp.inf)
+  start = score_B, jnp.full_like(score_B, -jnp.inf)
   (_, logits_B), _ = jax.lax.scan(choose, start, logit_k)
   return logits_B
