@@ -12,7 +12,9 @@ from jdc.models import subsets
 from jdc.models.decoder import decoder
 from jdc.models.decoder_config import DecoderConfig
 from jdc.models.lora import LoraConfig
-from jdc.stats import alignment
+from jdc.stats import alignment, ghost, linear_taps
+from jdc.stats.gradients import Options
+from jdc.stats.losses import full_params
 from jdc.train import sharding
 
 B, M, T, V = 8, 3, 9, 24
@@ -85,6 +87,20 @@ def test_agrees_with_a_gradient_for_each_example(name):
     assert found[0] == 0  # no target token
     assert found.dtype == jnp.float32
     assert np.abs(products[1:]).max() > 1e-2 * scale
+
+
+@pytest.mark.parametrize("name", ["chunks", "lora"])
+def test_agrees_with_products_of_pairs(name):
+  """Of gradients by linear maps, which are all that is trained of adapters."""
+  model, params, _ = case(name)
+  maps = linear_taps.choose(model, params, Options())
+  by_maps = subsets.split(full_params(params), maps.__contains__)
+  assert name != "lora" or subsets.paths(by_maps[0]) == subsets.paths(params[0])
+  rows = random_rows(0, B)
+  target = RowInputs(*(x[-1:] for x in rows))
+  found = jax.jit(alignment.make_alignment(model))(by_maps, rows, target)
+  products = jax.jit(ghost.make_gradient_products(model, params, Options()))(params, rows)
+  np.testing.assert_allclose(found, products[-1], rtol=0, atol=1e-5 * jnp.max(products))
 
 
 def test_devices_do_not_matter():
