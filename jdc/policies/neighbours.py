@@ -87,7 +87,8 @@ def density(points: jax.Array, counts: jax.Array, bandwidth: float, num: int) ->
   if bandwidth == 0:
     return jnp.ones(num_points, jnp.float32)
   _, centred_CxD, square_C = _around_mean(points, counts)
-  scale = max(bandwidth * bandwidth, float(jnp.finfo(jnp.float32).tiny))
+  limits = jnp.finfo(jnp.float32)
+  scale = min(max(bandwidth * bandwidth, float(limits.tiny)), float(limits.max))
 
   def around(index: jax.Array) -> jax.Array:
     product_C = directions.dot(centred_CxD, centred_CxD[index])

@@ -48,14 +48,15 @@ def read_npz(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
       it has are listed.
   """
   try:
-    held = np.load(Path(path).expanduser())
-    if isinstance(held, np.ndarray):
-      raise ValueError("one array, not an archive of them")
-    with held:
-      missing, there = [name for name in names if name not in held.files], held.files
-      arrays = {name: held[name] for name in names if name in held.files}
+    with open(Path(path).expanduser(), "rb") as file:
+      held = np.load(file)
+      if isinstance(held, np.ndarray):
+        raise ValueError("one array, not an archive of them")
+      there = held.files
+      arrays = {name: held[name] for name in names if name in there}
   except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
     raise ValueError(f"{path} is no readable .npz: {error}") from error
+  missing = [name for name in names if name not in there]
   if missing:
     raise ValueError(f"{path} has no {missing}; those there are: {sorted(there)}")
   return arrays

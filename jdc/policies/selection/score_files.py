@@ -56,11 +56,10 @@ def _npz(path: str, names: Sequence[str]) -> ScoreTable:
 
 def _npy(path: str, names: Sequence[str]) -> ScoreTable:
   try:
-    array = np.load(Path(path).expanduser())
+    with open(Path(path).expanduser(), "rb") as file:
+      array = np.lib.format.read_array(file, allow_pickle=False)
   except (OSError, EOFError, ValueError) as error:
     raise ValueError(f"{path} is no readable .npy: {error}") from error
-  if not isinstance(array, np.ndarray):
-    raise ValueError(f"{path} is no .npy of one array")
   fields = array.dtype.names
   if fields is not None:
     _check_there(path, names, fields)
