@@ -109,9 +109,9 @@ def _places(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     place = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
     size *= shape[axis]
     if size <= _INDEXED:
-      low, stride = low + place * jnp.uint32(stride % _INDEXED), size
+      low, stride = low + place * jnp.uint32(stride & 0xFFFFFFFF), size
     else:
-      high = high + place * jnp.uint32(size // shape[axis] // stride % _INDEXED)
+      high = high + place * jnp.uint32(size // shape[axis] // stride & 0xFFFFFFFF)
   p = _mix(low ^ _mix(high + jnp.uint32(0x9E3779B9)))
   q = _mix(low * jnp.uint32(0x9E3779B1) + _mix(high ^ jnp.uint32(0xC2B2AE3D)))
   return p, q
