@@ -49,6 +49,7 @@ class Case:
 
   def __post_init__(self):
     self.update = jax.jit(self.policy.update)  # compiled once for all tests
+    self.prepare = jax.jit(self.policy.prepare) if self.policy.prepare else None
 
 
 reward = lambda state: state.reward_K
@@ -118,6 +119,11 @@ POLICIES = [
   Case("loss_high", selection.loss()),
   Case("loss_medium", selection.loss("medium", temperature=0.0)),
   Case("loss_low", selection.loss("low", focus_weight=0.1, temperature=np.inf)),
+  Case("cluster_less", selection.cluster_less(5)),
+  Case(
+    "cluster_less_random",
+    selection.cluster_less(9, "random_partition", "random", 2, direction="gradient"),
+  ),
   Case("rho_loss", of_candidates(selection.rho_loss())),
   Case("greats", of_candidates(selection.greats()), exceptions=keeps_k),
   Case(
@@ -253,9 +259,26 @@ def as_stats(policy, fields, state, dtype=jnp.float32):
   return dataclasses.replace(stats, score=jnp.concatenate(scores))
 
 
+def pool_of(policy, seed=0):
+  """Statistics of all rows of the pool, as `prepare` reads them."""
+  rng = np.random.default_rng((seed, 3))
+  fields = {"example_id": np.arange(N), "domain": rng.integers(0, K, N)}
+  for name in sorted(policy.observes_pool - fields.keys()):
+    fields[name] = rng.normal(size=(N, *SHAPES.get(name, ()))).astype(np.float32)
+  return {name: fields[name] for name in sorted(policy.observes_pool)}
+
+
+def begin(case, spec=SPEC):
+  """Returns the initial decision and the state before the first round."""
+  first, state = case.policy.init(spec, KEY)
+  if case.prepare is not None:
+    state = case.prepare(ExampleStats(**pool_of(case.policy)), state)
+  return first, state
+
+
 def run(case, all_fields, spec=SPEC, update=None):
   """Returns the initial decision, the later ones and the last state."""
-  first, state = case.policy.init(spec, KEY)
+  first, state = begin(case, spec)
   update, decisions = update or case.update, []
   for fields in all_fields:
     decision, state = update(as_stats(case.policy, fields, state), state)
@@ -304,7 +327,7 @@ def assert_sane(decision):
 
 @holding("types")
 def test_decisions_and_states_are_as_init_promised(case):
-  first, state = case.policy.init(SPEC, KEY)
+  first, state = begin(case)
   promised = types((first, state))
   assert_sane(first)
   for fields in typical(case.policy):
@@ -345,7 +368,7 @@ def spoilt(policy):
 
 @holding("finite")
 def test_never_nan_whatever_goes_in(case):
-  _, fresh = case.policy.init(SPEC, KEY)
+  _, fresh = begin(case)
   state = fresh
   for fields in spoilt(case.policy):
     alone, _ = case.update(as_stats(case.policy, fields, fresh), fresh)
@@ -462,7 +485,7 @@ def test_an_absent_domain_carries_its_statistic(case):
 
 @holding("dtype")
 def test_stays_in_float32_when_statistics_are_bfloat16(case):
-  first, state = case.policy.init(SPEC, KEY)
+  first, state = begin(case)
   promised = types((first, state))
   for fields in typical(case.policy):
     stats = as_stats(case.policy, fields, state, jnp.bfloat16)
@@ -509,7 +532,7 @@ def test_the_second_call_compiles_nothing(case):
   listener = lambda event, duration, **kwargs: compiled.append(event)
   # A function of its own, so that no other test has compiled it before.
   update = jax.jit(lambda *args: case.policy.update(*args))
-  decision, state = case.policy.init(SPEC, KEY)
+  decision, state = begin(case)
   batches = [as_stats(case.policy, fields, state) for fields in typical(case.policy)]
   decision, state = update(batches[0], state)
   jax.block_until_ready(decision)
@@ -525,7 +548,7 @@ def test_the_second_call_compiles_nothing(case):
 
 def stacked(case):
   """A few batches of statistics along a new first axis; scores do not depend on the state."""
-  _, state = case.policy.init(SPEC, KEY)
+  _, state = begin(case)
   batches = [as_stats(case.policy, fields, state) for fields in typical(case.policy)]
   return state, batches, jax.tree.map(lambda *x: jnp.stack(x), *batches)
 
@@ -569,6 +592,55 @@ def test_continues_identically_from_a_checkpoint(case, tmp_path):
     expected, state = case.update(as_stats(case.policy, fields, state), state)
     decision, restored = case.update(as_stats(case.policy, fields, restored), restored)
     assert_same(decision, expected)
+
+
+@pytest.mark.parametrize(
+  "case", [case for case in POLICIES if case.prepare], ids=lambda case: case.name
+)
+def test_prepare_keeps_the_types_and_depends_on_nothing_but_its_arguments(case):
+  _, state = case.policy.init(SPEC, KEY)
+  pool = ExampleStats(**pool_of(case.policy))
+  prepared = case.prepare(pool, state)
+  assert types(prepared) == types(state)
+  assert_same(case.prepare(pool, state), prepared)
+  assert any(
+    np.any(one != other)
+    for one, other in zip(*map(jax.tree.leaves, (raw(prepared), raw(state))), strict=True)
+  )
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize(
+  "case", [case for case in POLICIES if case.prepare], ids=lambda case: case.name
+)
+def test_prepares_the_same_on_eight_devices(case, kind):
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(getattr(jax.sharding.AxisType, kind),))
+  whole = jax.sharding.NamedSharding(mesh, jax.P())
+  _, state = case.policy.init(SPEC, KEY)
+  pool = ExampleStats(**pool_of(case.policy))
+  with jax.set_mesh(mesh):
+    prepared = case.prepare(*jax.device_put((pool, state), whole))
+  assert_close(prepared, case.prepare(pool, state))
+
+
+@pytest.mark.parametrize(
+  "case", [case for case in POLICIES if case.prepare], ids=lambda case: case.name
+)
+def test_never_nan_whatever_the_pool_holds(case):
+  _, fresh = case.policy.init(SPEC, KEY)
+  fields = make_fields(case.policy, 0)
+  for seed, value in enumerate(EXTREMES.values()):
+    for share in (0.3, 1.0):
+      rows = np.random.default_rng(seed).random(N) < share
+      pool = {
+        name: np.where(rows.reshape(-1, *[1] * (x.ndim - 1)), value, x).astype(x.dtype)
+        if x.dtype == np.float32
+        else x
+        for name, x in pool_of(case.policy, seed).items()
+      }
+      state = case.prepare(ExampleStats(**pool), fresh)
+      assert not any(np.any(np.isnan(leaf)) for leaf in jax.tree.leaves(raw(state)))
+      assert_sane(case.update(as_stats(case.policy, fields, state), state)[0])
 
 
 @holding("seed")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jdc.policies import checks
 from jdc.policies.base import DataPolicy, Decision, ExampleStats, RunSpec
 from jdc.policies.selection.clustering import CLUSTERINGS, Clustering
+from jdc.policies.selection.influence import Direction, num_nonfinite, task_influence
 from jdc.policies.selection.representatives import (
   Rule,
   choose_representatives,
@@ -16,7 +17,6 @@ from jdc.policies.selection.representatives import (
 from jdc.policies.weighting import directions
 
 Embedding = Literal["embedding", "position_weighted_embedding", "last_token_embedding"]
-Direction = Literal["update_direction", "gradient"]
 
 # Unit vectors that cancel in exact arithmetic leave a mean of about the rounding error, whose
 # direction means nothing.
@@ -152,21 +152,21 @@ def cluster_less(
   def update(stats: ExampleStats, state: ClusterLessState) -> tuple[Decision, ClusterLessState]:
     assert stats.target is not None
     centre_kxR, spoilt_N = _centres(stats, state)
-    mean_R, num_targets = _mean_target(stats.target.gradient)
-    score_k = directions.dot(centre_kxR, mean_R)
-    eligible_N = (state.cluster_N >= 0) & ~spoilt_N & (num_targets > 0)
-    logits_N = jnp.where(eligible_N, score_k[state.cluster_N], -jnp.inf)
+    target_MxR = stats.target.gradient
+    one_task_M = jnp.zeros(target_MxR.shape[0], jnp.int32)
+    score_N = task_influence(centre_kxR, target_MxR, one_task_M, 1)[state.cluster_N, 0]
+    eligible_N = (state.cluster_N >= 0) & ~spoilt_N & jnp.isfinite(score_N)
     num_eligible = jnp.sum(eligible_N, dtype=jnp.int32)
     occupied_k = state.representative_kxS[:, 0] >= 0
     metrics = {
       "num_nonfinite": eligible_N.shape[0] - num_eligible,
       "num_eligible": num_eligible,
-      "num_nonfinite_targets": stats.target.gradient.shape[0] - num_targets,
+      "num_nonfinite_targets": num_nonfinite(target_MxR),
       "num_undirected": jnp.sum(
         occupied_k & jnp.all(centre_kxR == 0, axis=-1), dtype=jnp.int32
       ),
     }
-    return Decision(logits=logits_N, metrics=metrics), redraw(state)
+    return Decision(jnp.where(eligible_N, score_N, -jnp.inf), metrics=metrics), redraw(state)
 
   def redraw(state: ClusterLessState) -> ClusterLessState:
     if representatives != "random":
@@ -216,10 +216,3 @@ def _centres(stats: ExampleStats, state: ClusterLessState) -> tuple[jax.Array, j
   length_k = jnp.sqrt(jnp.sum(mean_kxR**2, axis=-1))
   centre_kxR = jnp.where(length_k[:, None] > _CANCELLED, directions.unit(mean_kxR), 0.0)
   return centre_kxR, jnp.zeros(size, bool).at[row_C].set(~finite_C, mode="drop")
-
-
-def _mean_target(gradient_MxR: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns the mean direction of the finite gradients, f32[R], and their number."""
-  num_finite = jnp.sum(directions.finite(gradient_MxR), dtype=jnp.int32)
-  total_R = jnp.sum(directions.unit(gradient_MxR), axis=0)
-  return total_R / jnp.maximum(num_finite, 1), num_finite
