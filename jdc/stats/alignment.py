@@ -99,5 +99,37 @@ def make_products(model: LanguageModel) -> Callable[[Params, RowInputs, Any], ja
   return products
 
 
+def aligned_products(
+  products: Callable[[Params, RowInputs], jax.Array],
+  params: Params,
+  inputs: RowInputs,
+  target: RowInputs,
+  num_shards: int = 1,
+) -> dict[str, jax.Array]:
+  """Returns inner products of the gradients of rows, with each other and with the target's.
+
+  Both come from one pass over the rows and the target's, by the same parameters.
+
+  Args:
+    products: all pairs of rows, as `jdc.stats.ghost.make_gradient_products` makes it.
+    params: a pair.
+    inputs: B rows.
+    target: rows of the target set; their mean is over all of their tokens.
+    num_shards: into which the rows are split; the target's are padded to a multiple of it.
+
+  Returns:
+    `gradient_product` f32[B, B] and `target_alignment` f32[B].
+  """
+  num_rows, num_target = inputs.tokens.shape[0], target.tokens.shape[0]
+  padding = -num_target % num_shards
+  padded = jax.tree.map(lambda x: jnp.pad(x, ((0, padding), (0, 0))), target)
+  found = products(params, jax.tree.map(lambda *x: jnp.concatenate(x), inputs, padded))
+  tokens_M = jnp.sum(target.mask, axis=1, dtype=jnp.float32)
+  with_target_BxM = found[:num_rows, num_rows : num_rows + num_target]
+  share_M = tokens_M / jnp.maximum(jnp.sum(tokens_M), 1)
+  aligned_B = jnp.sum(with_target_BxM * share_M, axis=1)
+  return {"gradient_product": found[:num_rows, :num_rows], "target_alignment": aligned_B}
+
+
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:
   return jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32))

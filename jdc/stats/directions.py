@@ -23,7 +23,7 @@ class Moments(NamedTuple):
 
   mu: Any  # running mean of gradients
   nu: Any  # of their squares
-  count: jax.Array  # i32[], updates already applied
+  count: jax.Array  # type: ignore[assignment]  # i32[], updates already applied
 
 
 def moments_of(opt_state: optax.OptState) -> Moments:

@@ -51,7 +51,7 @@ def select(
     return seen._replace(**passes.besides(params, fixed, part, shared))
 
   seen = join(jax.lax.map(observed, split(Microbatch(batch, inputs))))
-  context = context | passes.together(params, inputs)
+  context = context | passes.together(params, fixed, inputs, key)
   decisions, states = update(
     batch, inputs, seen, context, states, {"mixture", "selection"}, observe=False
   )

@@ -43,7 +43,7 @@ def of_step(
     forward += rows  # losses of the whole batch come before any gradient
   if observed & REFERENCE and reference_in_step:
     forward += rows + candidates
-  if "target_alignment" in observed:
+  if "target_alignment" in observed and PRODUCT not in observed:
     forward += rows + candidates + config.target.alignment_rows
     backward += 3 * (rows + candidates) + config.target.alignment_rows
   differentiated = _differentiated(config, policies)
@@ -62,4 +62,6 @@ def _differentiated(config: RunConfig, policies: Policies) -> int:
   ):
     observed = frozenset[str]().union(*(in_step[name].observes for name in names))
     total += rows * (bool(observed & FIELDS) + (PRODUCT in observed))
+    if {PRODUCT, "target_alignment"} <= observed:  # one pass tells both
+      total += config.target.alignment_rows
   return total

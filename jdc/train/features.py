@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jdc.data.batch import RowInputs
 from jdc.models.base import LanguageModel
 from jdc.policies.combine import Policies
 from jdc.stats import ghost
+from jdc.stats.alignment import aligned_products
 from jdc.stats.directions import Adam
 from jdc.stats.gradients import Features, Options
 from jdc.stats.gradients import make_features as make_gradients
+from jdc.stats.probes import num_shards
 from jdc.stats.target import split_rows
 from jdc.stats.target_rows import TargetRows
 from jdc.train.config import RunConfig
@@ -30,7 +33,7 @@ class RunFeatures(NamedTuple):
   step: Features | None
   round: Features | None
   target: Features | None
-  products: Callable[..., jax.Array] | None
+  products: Callable[..., dict[str, jax.Array]] | None
 
   @property
   def size(self) -> int:
@@ -96,11 +99,25 @@ def make_products(
   policies: Policies,
   params: Params,
   sharding: jax.NamedSharding | None,
-) -> Callable[..., jax.Array] | None:
-  """Returns what computes the inner products of gradients, where a step observes them."""
+) -> Callable[..., dict[str, jax.Array]] | None:
+  """Returns what computes the inner products of gradients, where a step observes them.
+
+  It maps parameters, the rows of a step and those of a target set, or `None`, to
+  `gradient_product` and, with a target, `target_alignment`.
+  """
   if PRODUCT not in observed_of(policies, "step"):
     return None
-  return ghost.make_gradient_products(model, params, options(config), sharding)
+  products = ghost.make_gradient_products(model, params, options(config), sharding)
+  shards = 1 if sharding is None else num_shards(sharding)
+
+  def compute(
+    params: Params, inputs: RowInputs, target: RowInputs | None
+  ) -> dict[str, jax.Array]:
+    if target is None:
+      return {PRODUCT: products(params, inputs)}
+    return aligned_products(products, params, inputs, target, shards)
+
+  return compute
 
 
 def reads_target_gradient(policies: Policies) -> bool:

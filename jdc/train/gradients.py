@@ -71,7 +71,7 @@ def make_gradients(
     total = objective.denominator(num_tokens(rows.batch, rows.inputs), average)
     shared = passes.share(params, fixed, opt_state, key)
     told = passes.besides(params, fixed, rows, shared)
-    context = context | passes.together(params, rows.inputs)
+    context = context | passes.together(params, fixed, rows.inputs, key)
 
     def decide(seen: Seen) -> tuple[dict[str, Decision], dict]:
       return update(*rows[:2], seen, context, states, trained, observe=True)
@@ -101,7 +101,7 @@ def make_gradients(
   ) -> Gradients:  # fmt: skip
     split, join = splitter(accumulation_steps)
     shared = passes.share(params, fixed, opt_state, key)
-    context = context | passes.together(params, rows.inputs)
+    context = context | passes.together(params, fixed, rows.inputs, key)
     total = objective.denominator(num_tokens(rows.batch, rows.inputs), average)
     noise = None if rows.key is None else jax.random.split(rows.key, accumulation_steps)
     parts = Microbatch(split(rows.batch), split(rows.inputs), noise)

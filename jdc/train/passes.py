@@ -59,7 +59,7 @@ class Passes(NamedTuple):
   share: Callable[..., Shared]
   # (params in parts, fixed, rows, shared) -> the fields of `Seen` that other passes tell
   besides: Callable[..., dict[str, Any]]
-  # (params in parts, inputs) -> those statistics of rows that need all of them at once
+  # (params in parts, fixed, inputs, key) -> those statistics that need all rows at once
   together: Callable[..., dict[str, Any]]
 
 
@@ -69,14 +69,15 @@ def make_passes(
   wanted: frozenset[str],
   num_target_rows: int = 0,
   features: Features | None = None,
-  products: Callable[..., jax.Array] | None = None,
+  products: Callable[..., dict[str, jax.Array]] | None = None,
 ) -> Passes:
   """Returns the passes that compute losses and the statistics named in `wanted`.
 
   Hidden states come from the pass that gives the losses. A reference model runs once more,
   unless the batch brings its losses. `target_alignment` is with the gradient of
   `num_target_rows` rows of the target set, drawn anew in each step. `features` computes the
-  gradients of single rows, `products` the inner products of all pairs of them.
+  gradients of single rows, `products` the inner products of all pairs of them; then
+  `target_alignment` is one of these too, by the same parameters.
   """
   pooled = sorted(wanted & EMBEDDINGS)
   forward, loss_sum = make_forward(model), make_loss_sum(model)
@@ -109,17 +110,20 @@ def make_passes(
     loss, token_loss = loss_sum(params, rows.inputs, weight_BxT, rows.key)
     return loss, Seen(token_loss, {}), None
 
-  aligned = "target_alignment" in wanted
+  compared = products is not None and "target_alignment" in wanted
+  aligned = "target_alignment" in wanted and not compared
   target_gradient, target_products = make_target_gradient(model), make_products(model)
 
   def share(params: Params, fixed: Fixed, opt_state: Any, key: jax.Array | None) -> Shared:
     moments = moments_of(opt_state) if "update_direction" in wanted else None
     if not aligned or key is None:
       return Shared(None, moments)
+    return Shared(target_gradient(params, drawn(fixed, key)), moments)
+
+  def drawn(fixed: Fixed, key: jax.Array) -> RowInputs:
     key = jax.random.fold_in(key, _TARGET_ROWS)
-    drawn = sample_rows(fixed.target, key, num_target_rows)
-    inputs = inputs_and_targets(drawn.tokens, drawn.segments)
-    return Shared(target_gradient(params, inputs), moments)
+    rows = sample_rows(fixed.target, key, num_target_rows)
+    return inputs_and_targets(rows.tokens, rows.segments)
 
   def besides(params: Params, fixed: Fixed, rows: Microbatch, shared: Shared) -> dict[str, Any]:
     told: dict[str, Any] = {}
@@ -135,8 +139,12 @@ def make_passes(
       told |= features.compute(params, shared.moments, rows.inputs)
     return told
 
-  def together(params: Params, inputs: RowInputs) -> dict[str, Any]:
-    return {} if products is None else {"gradient_product": products(params, inputs)}
+  def together(
+    params: Params, fixed: Fixed, inputs: RowInputs, key: jax.Array
+  ) -> dict[str, Any]:
+    if products is None:
+      return {}
+    return products(params, inputs, drawn(fixed, key) if compared else None)
 
   return Passes(look, weighted, share, besides, together)
 

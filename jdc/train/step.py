@@ -74,7 +74,7 @@ def make_train_step(
   options: StepOptions,
   reference: LanguageModel | None = None,
   features: Features | None = None,
-  products: Callable[..., jax.Array] | None = None,
+  products: Callable[..., dict[str, jax.Array]] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepOutput]]:
   """Returns the function of one optimizer step; jit it with the state donated.
 

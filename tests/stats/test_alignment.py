@@ -130,3 +130,24 @@ def test_the_derivative_of_a_gradient_keeps_no_logits():
   align = jax.jit(alignment.make_alignment(model)).lower((params, None), rows, rows).compile()
   logits = B * 64 * 8192 * 4
   assert align.memory_analysis().temp_size_in_bytes < logits / 2
+
+
+@pytest.mark.parametrize("name", ["chunks", "lora"])
+def test_one_pass_tells_products_and_alignment(name):
+  """By linear maps; target rows of different lengths count by their tokens."""
+  model, params, _ = case(name)
+  maps = linear_taps.choose(model, params, Options())
+  by_maps = subsets.split(full_params(params), maps.__contains__)
+  rows, target = random_rows(0, B), random_rows(100, M)
+  expected = jax.jit(alignment.make_alignment(model))(by_maps, rows, target)
+  products = ghost.make_gradient_products(model, params, Options())
+  alone = jax.jit(products)(params, rows)
+  for num_shards in (1, 8):
+    found = jax.jit(
+      lambda params, rows, target, shards=num_shards: alignment.aligned_products(
+        products, params, rows, target, shards
+      )
+    )(params, rows, target)
+    scale = jnp.max(alone)
+    np.testing.assert_allclose(found["gradient_product"], alone, rtol=0, atol=1e-5 * scale)
+    np.testing.assert_allclose(found["target_alignment"], expected, rtol=0, atol=1e-5 * scale)

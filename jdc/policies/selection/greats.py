@@ -42,9 +42,8 @@ def greats(products: Products = "ghost", self_term: bool = False) -> DataPolicy:
     gradient          of projected gradients; g is the mean over the target rows
     update_direction  of projected directions of the optimizer, such as Adam's; g as above
 
-  Both products should be by the same parameters, as those of adapters are. The trainer takes
-  `gradient_product` by linear maps alone, `target_alignment` by all that is trained: with
-  embeddings among it, `ghost` leaves out what these add to redundancy.
+  Both products should be by the same parameters. The trainer takes those of `ghost` from one
+  pass over candidates and target rows, by the linear maps among the trained parameters.
 
   Rows without target tokens and rows whose products are not finite are never kept; the latter
   are counted as `num_nonfinite`. If fewer than k are left, only these are kept. Projected
