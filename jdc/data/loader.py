@@ -98,13 +98,17 @@ class Pool:
     return lengths_n
 
   def input_lengths(self, ids_n: np.ndarray) -> np.ndarray:
-    """Returns the positions that each row's inputs fill, i64[n]; T for rows of documents."""
+    """Returns how many inputs of each row are read, i64[n]; T for rows of documents.
+
+    The last token of a record predicts nothing, but embeddings read it where it is an input: in
+    all records that do not fill their row.
+    """
     lengths_n, domain_n = np.full(len(ids_n), self.sequence_length), self.domain(ids_n)
     for k in np.unique(domain_n):
       lengths = getattr(self.tables[k], "lengths", None)
       if lengths is not None:
         at = np.flatnonzero(domain_n == k)
-        lengths_n[at] = lengths[ids_n[at] - self.starts_K[k]].astype(np.int64) - 1
+        lengths_n[at] = np.minimum(lengths[ids_n[at] - self.starts_K[k]], self.sequence_length)
     return lengths_n
 
   def packed(self, ids_BxS: np.ndarray, wanted_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

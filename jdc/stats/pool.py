@@ -152,13 +152,13 @@ def rows_batch(
   With `length` they are cut to so many inputs.
 
   Raises:
-    ValueError: if that would cut off a token.
+    ValueError: if that would cut off an input that is read.
   """
   ones_B = np.ones(len(ids_B), np.float32)
   tokens, segments = pool.rows(ids_B, loader.local_rows(ids_B, sharding))
   reference = pool.reference_rows(ids_B, sharding)
-  if length is not None:
-    longer = ids_B[np.any(segments[:, length + 1 :], axis=1)]
+  if length is not None and length < pool.sequence_length:
+    longer = ids_B[np.any(segments[:, length:], axis=1)]
     if len(longer):
       raise ValueError(f"rows {longer.tolist()} have more than {length} inputs")
     tokens, segments = tokens[:, : length + 1], segments[:, : length + 1]
