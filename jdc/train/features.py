@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdc.data.batch import RowInputs
 from jdc.models.base import LanguageModel
@@ -153,4 +154,5 @@ def options(config: RunConfig) -> Options:
 
 def _key(config: RunConfig) -> jax.Array:
   # Of the seed alone, so that all parts of a run project alike.
-  return jax.random.fold_in(jax.random.key(config.seed), 0x0FEA)
+  seed = np.random.SeedSequence((config.seed, 0x0FEA)).generate_state(1)[0]
+  return jax.random.key(int(seed))

@@ -11,7 +11,9 @@ import pytest
 from jdc import metrics, policies
 from jdc.data.pack import Domain
 from jdc.models.configs import DecoderConfig
+from jdc.models.decoder import decoder
 from jdc.policies import DataPolicy, Decision, RunSpec, mixture, ordering, selection, weighting
+from jdc.stats.directions import Adam
 from jdc.train import checks, command, loop
 from jdc.train import config as c
 from jdc.train.state import Reference
@@ -340,3 +342,70 @@ def test_scores_of_a_file_reach_the_ordering(tmp_path):
   ids = metrics.read_example_ids(tmp_path / "run")
   drawn = np.concatenate([scores["a"], scores["b"]])[ids]
   assert (drawn.min(axis=1)[:-1] >= drawn.max(axis=1)[1:]).all()
+
+
+LESS = policies.combine(selection=selection.less())
+PLAIN_LESS = policies.combine(selection=selection.less(direction="gradient"))
+GREATS = policies.combine(selection=selection.greats())
+BY_FEATURES = policies.combine(selection=selection.greats(products="gradient"))
+ADAM = Adam(0.9, 0.999, 1e-8)
+
+
+class TestFeatures:
+  def test_directions_need_the_constants_of_the_optimizer(self, refuse):
+    message = refuse(LESS, draw="top_k")
+    assert "observe update_direction, which needs the constants of the optimizer" in message
+
+  @pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+      ({"provider": "trak"}, "features.provider must be one of"),
+      ({"projection": "hadamard"}, "features.projection must be"),
+      ({"direction": "sgd"}, "features.direction must be one of"),
+      ({"microbatch_size": 0}, "features.microbatch_size must be"),
+      ({"size": 0}, "features.size must be"),
+      ({"size": 40, "projection": "rademacher"}, "features.size must be"),
+      ({"parameters": ("nowhere/*",)}, "features.parameters"),
+      ({"top_layers": 3}, "features.top_layers"),
+      ({"provider": "kron", "size": 64}, "features.provider"),
+    ],
+  )
+  def test_options_are_wrong(self, refuse, fields, named):
+    message = refuse(LESS, draw="top_k", adam=ADAM, features=c.FeaturesConfig(**fields))
+    assert named in message
+
+  def test_kron_has_no_directions_and_a_size_of_squares(self, refuse, model_config):
+    fields = {"draw": "top_k", "model": decoder(model_config), "adam": ADAM}
+    kron = c.FeaturesConfig(provider="kron", size=100)
+    assert "commute" in refuse(LESS, features=kron, **fields)
+    message = refuse(PLAIN_LESS, features=kron, **fields)
+    assert "features.size must be k^2 for each of 14 matrices" in message
+    assert "nearest that fit" in message
+
+  def test_a_microbatch_is_split_over_devices(self, refuse):
+    features = c.FeaturesConfig(microbatch_size=4)
+    message = refuse(PLAIN_LESS, draw="top_k", features=features)
+    assert "features.microbatch_size" in message
+    assert "8" in message
+
+  def test_packed_rows_have_no_gradients_of_examples(self, refuse):
+    message = refuse(BY_FEATURES, max_segments=4, num_candidates=16)
+    assert "max_segments=4: gradient of a step need unpacked rows" in message
+
+  def test_products_need_linear_maps(self, refuse):
+    assert "linear" in refuse(GREATS, num_candidates=16)
+
+  def test_a_target_set_is_missing(self, fit, tmp_path):
+    with pytest.raises(ValueError, match="observe target, which needs a target set"):
+      fit(tmp_path / "run", PLAIN_LESS, draw="top_k")
+
+
+class TestScoresThatAreKept:
+  def test_need_a_sample_and_a_selection_that_scores(self, refuse):
+    for chosen, fields in (
+      (LESS, {"adam": ADAM}),
+      (policies.combine(selection=selection.random()), {"sweep_rows": 24}),
+      (policies.combine(selection=selection.cluster_less(clusters=3)), {"sweep_rows": 24}),
+    ):
+      message = refuse(chosen, draw="gumbel_top_k", max_age=5, **fields)
+      assert "plan.max_age=5 keeps the scores of rows that a sample leaves out" in message

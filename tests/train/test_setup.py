@@ -148,17 +148,17 @@ REFUSED = {
     ["needs plan.num_candidates above batch_size=8, got 0"],
   ),
   "a statistic that no step has": (
-    observing("loss", "gradient", "reference_loss"), {},
-    ["mixture observes gradient; a step provides", "which needs a reference model"],
+    observing("loss", "el2n", "reference_loss"), {},
+    ["mixture observes el2n; a step provides", "which needs a reference model"],
   ),
   "a statistic that no round has": (
-    observing("learning_rate", scope="round"), {},
-    ["mixture observes learning_rate; a round provides"],
+    observing("sampling_probability", scope="round"), {},
+    ["mixture observes sampling_probability; a round provides"],
   ),
   "a statistic that no batch has": (
     observing(scope="round", observe=lambda stats, state: state,
-              observes_batch=frozenset({"gradient_norm"})), {},
-    ["mixture observes gradient_norm of a batch, which a step does not provide"],
+              observes_batch=frozenset({"el2n"})), {},
+    ["mixture observes el2n of a batch, which a step does not provide"],
   ),
   "an ordering by given scores": (
     policies.combine(ordering=ordering.sorting(observes=frozenset())), {},
