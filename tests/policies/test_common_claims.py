@@ -18,7 +18,7 @@ from jdc.policies import DataPolicy, ExampleStats, RunSpec, TargetStats, mixture
 from jdc.policies import weighting as weigh
 
 # All sizes differ, so that a shape tells what an array is about.
-K, B, C, N, T, R, D, E, M = 4, 16, 32, 64, 8, 5, 6, 3, 7
+K, B, C, N, T, R, D, E, M, S = 4, 16, 32, 64, 8, 5, 6, 3, 7, 2
 SPEC = RunSpec(
   num_examples=N,
   num_domains=K,
@@ -29,6 +29,7 @@ SPEC = RunSpec(
   sequence_length=T,
   sweep_size=C,
   num_targets=M,
+  num_tasks=S,
   feature_size=R,
   embedding_size=D,
   num_experts=E,
@@ -70,6 +71,17 @@ def of_candidates(policy):
 
 
 keeps_k = {"batch": "the second of two copies is worth less than the first"}
+
+
+def of_whole_pool(policy):
+  """The policy in a run that sweeps all rows, of which it is shown some."""
+
+  def init(spec, key):
+    decision, state = policy.init(spec._replace(sweep_size=spec.num_examples), key)
+    return decision._replace(logits=decision.logits[: spec.sweep_size]), state
+
+  return policy._replace(init=init)
+
 
 # fmt: off
 POLICIES = [
@@ -124,6 +136,13 @@ POLICIES = [
     "cluster_less_random",
     selection.cluster_less(9, "random_partition", "random", 2, direction="gradient"),
   ),
+  Case("delta_loss", of_whole_pool(selection.delta_loss(update_times=3))),
+  Case("less", selection.less()),
+  Case("less_mean", selection.less("gradient", "mean")),
+  Case("less_sum", selection.less(checkpoints="sum")),
+  Case("less_sum_mean", selection.less("gradient", "mean", "sum")),
+  Case("icons", selection.icons(0.3)),
+  Case("icons_gradient", selection.icons(0.7, "gradient")),
   Case("rho_loss", of_candidates(selection.rho_loss())),
   Case("greats", of_candidates(selection.greats()), exceptions=keeps_k),
   Case(
@@ -192,7 +211,10 @@ SHAPES = {
   "token_loss": (T,), "reference_token_loss": (T,), "gradient": (R,), "update_direction": (R,),
   "embedding": (D,), "position_weighted_embedding": (D,), "last_token_embedding": (D,),
 }  # fmt: skip
-INTEGERS = {"example_id", "domain", "num_tokens", "token_mask", "token_segment"}
+INTEGERS = {
+  "example_id", "domain", "num_tokens", "token_mask", "token_segment", "score_age",
+}  # fmt: skip
+OF_RUN = {"target", "step", "learning_rate"}
 OF_DOMAINS = {
   "domain_gradient_product": (K, 2, K, 2), "domain_target_alignment": (K, 2),
   "domain_target_loss": (K,), "domain_expert_load": (K, E),
@@ -219,6 +241,7 @@ def make_fields(policy, seed):
     "num_tokens": np.where(padding, 0, num_tokens),
     "token_mask": np.arange(T) < np.where(padding, 0, num_tokens)[:, None],
     "token_segment": np.where(padding, -1, np.arange(rows))[:, None] * np.ones((1, T), int),
+    "score_age": np.where(example_id % 8 == 3, seed, 0),
     "step": np.int32(seed),
     "learning_rate": np.float32(1e-3),
     "target": TargetStats(
@@ -227,7 +250,7 @@ def make_fields(policy, seed):
       position_weighted_embedding=jnp.asarray(rng.normal(size=(M, D)), jnp.float32),
       last_token_embedding=jnp.asarray(rng.normal(size=(M, D)), jnp.float32),
       loss=jnp.asarray(rng.gamma(4.0, 0.5, M), jnp.float32),
-      task=jnp.asarray(rng.integers(0, 2, M), jnp.int32),
+      task=jnp.asarray(rng.integers(0, S, M), jnp.int32),
       domain=jnp.asarray(rng.integers(0, K, M), jnp.int32),
     ),
   }
@@ -246,7 +269,7 @@ def as_stats(policy, fields, state, dtype=jnp.float32):
   """Statistics as a trainer gives them: after a sweep, with the score of each row."""
   converted = {
     name: value
-    if name in ("target", "step", "learning_rate")
+    if name in OF_RUN
     else jnp.asarray(value, jnp.int32 if name in INTEGERS - {"token_mask"} else dtype)
     for name, value in fields.items()
   }
@@ -254,8 +277,11 @@ def as_stats(policy, fields, state, dtype=jnp.float32):
   if policy.score is None:
     return stats
   halves = [slice(0, C // 2), slice(C // 2, C)]
-  chunks = [jax.tree.map(lambda x, half=half: x[half], stats) for half in halves]
-  scores = [policy.score(chunk, state) for chunk in chunks]
+  of_rows = {name: x for name, x in converted.items() if name not in OF_RUN}
+  scores = [
+    policy.score(dataclasses.replace(stats, **{n: x[half] for n, x in of_rows.items()}), state)
+    for half in halves
+  ]
   return dataclasses.replace(stats, score=jnp.concatenate(scores))
 
 
@@ -348,7 +374,7 @@ def test_decides_something_of_a_known_shape(case):
 
 def spoilt(policy):
   """Batches with every kind of extreme value in some or all places, then an ordinary one."""
-  floats = sorted(policy.observes - INTEGERS - {"target", "step", "learning_rate"})
+  floats = sorted(policy.observes - INTEGERS - OF_RUN)
   for seed, (name, where) in enumerate(
     (name, where) for name in EXTREMES for where in ("some", "all")
   ):

@@ -122,7 +122,7 @@ def delta_loss(
     delta_C = initial_N[stats.example_id] - loss_C
     eligible_C = real_C & jnp.isfinite(delta_C)
     inside_C = _inside(delta_C, eligible_C, state) & (state.num_updates > 0)
-    weight_C = jnp.where(inside_C | ~jnp.any(inside_C), 0.0, math.log(outside))
+    weight_C = jnp.where(inside_C | ~jnp.any(inside_C), 0.0, jnp.float32(math.log(outside)))
     num_eligible = jnp.sum(eligible_C, dtype=jnp.int32)
     metrics = {
       "num_nonfinite": jnp.sum(real_C, dtype=jnp.int32) - num_eligible,

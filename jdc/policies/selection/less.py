@@ -155,6 +155,7 @@ def less(
       running = _add(state.running, stats, score_CxS)
       state = state._replace(running=running)
       influence_C = aggregate_tasks(running.mean_NxS[stats.example_id], size_S, aggregate)
+      eligible_C &= jnp.isfinite(influence_C)
     num_eligible = jnp.sum(eligible_C, dtype=jnp.int32)
     metrics = {
       "num_nonfinite": jnp.sum(real_C, dtype=jnp.int32) - num_eligible,
