@@ -21,7 +21,12 @@ PUBLISHED = {
   mixture.group_dro: {"learning_rate": 0.01, "size_adjustment": 0.0},
   mixture.random: {"concentration": 1.0},
   regmix.best_mixture: {"num_simulated": 100_000, "num_best": 128},
+  selection.delta_loss: {"window": 0.2, "steepness": 10.0, "outside": 0.025},
   selection.greats: {"products": "ghost", "self_term": False},
+  selection.icons: {"direction": "update_direction"},
+  selection.less: {
+    "direction": "update_direction", "aggregate": "submax", "checkpoints": "current",
+  },
   weighting.loss_reweighting: {
     "strategy": "linupper", "temperature": 1.0, "burn_in_steps": 1000, "delta": 1.0,
   },
