@@ -234,10 +234,16 @@ def test_a_chunk_is_written_before_the_next_is_begun(records, tmp_path, monkeypa
   assert events == []
   assert again.num_computed == again.positions == 0
   np.testing.assert_array_equal(again.scores["id"], ids)
-  # Chunks are known by their rows besides.
-  other = pool_lib.sweep(score, None, None, records, ids[::-1], 8, on(8), store=store)
-  assert other.num_computed == other.num_chunks
-  np.testing.assert_array_equal(other.scores["id"], ids[::-1])
+
+
+def test_chunks_in_a_store_are_known_by_their_rows(pool, tmp_path):
+  score = jax.jit(lambda params, context, batch: {"id": batch.example_id})
+  store = SweepStore(tmp_path, "key")
+  for first in (0, 8):
+    ids = np.arange(first, first + 8)
+    found = pool_lib.sweep(score, None, None, pool, ids, 8, on(8), store=store)
+    assert found.num_computed == found.num_chunks == 1
+    np.testing.assert_array_equal(found.scores["id"], ids)
 
 
 class Interrupted(Exception):
