@@ -1,5 +1,6 @@
 """Nearest neighbours and densities by Euclidean distance, without a matrix of all pairs."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ class Neighbours(NamedTuple):
   index_MxK: jax.Array  # i32
 
 
+@functools.partial(jax.jit, static_argnames="num")
 def nearest(
   queries: jax.Array, query_counts: jax.Array, points: jax.Array, counts: jax.Array, num: int
 ) -> Neighbours:
@@ -62,6 +64,7 @@ def nearest(
   return Neighbours(distance_MxK, jnp.where(index_MxK < num_points, index_MxK, -1))
 
 
+@functools.partial(jax.jit, static_argnames=("bandwidth", "num"))
 def density(points: jax.Array, counts: jax.Array, bandwidth: float, num: int) -> jax.Array:
   r"""Returns the density of points around each of them.
 

@@ -1,6 +1,5 @@
 """Neighbours and densities against all pairs in float64."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,12 +35,12 @@ def case(seed, shift=0.0):
 def test_nearest_are_those_of_all_pairs(shift, monkeypatch):
   for chunk in (2**24, 150):  # at once; two queries at a time, and one left over
     monkeypatch.setattr(neighbours, "_CHUNK", chunk)
-    nearest = jax.jit(lambda *arrays: neighbours.nearest(*arrays, K))
+    neighbours.nearest.clear_cache()
     compared = 0
     for seed in range(20):
       arrays = case(seed, shift)
       distance, index = reference(*arrays, K + 1)
-      found = nearest(*arrays)
+      found = neighbours.nearest(*arrays, K)
       np.testing.assert_allclose(found.distance_MxK, distance[:, :K], rtol=1e-5, atol=1e-5)
       with np.errstate(invalid="ignore"):
         gaps = np.diff(distance)
@@ -53,8 +52,7 @@ def test_nearest_are_those_of_all_pairs(shift, monkeypatch):
 
 def test_copies_come_in_the_order_of_their_index():
   points = np.ones((6, 3), np.float32)
-  nearest = jax.jit(lambda *arrays: neighbours.nearest(*arrays, 6))
-  found = nearest(points[:1], np.ones(1, bool), points, np.arange(6) != 1)
+  found = neighbours.nearest(points[:1], np.ones(1, bool), points, np.arange(6) != 1, 6)
   assert found.index_MxK.tolist() == [[0, 2, 3, 4, 5, -1]]
   assert found.distance_MxK.tolist() == [[0.0] * 5 + [np.inf]]
 
@@ -64,23 +62,24 @@ def test_copies_come_in_the_order_of_their_index():
 )
 def test_densities_are_those_of_all_pairs(bandwidth, num, monkeypatch):
   monkeypatch.setattr(neighbours, "_CHUNK", 7 * C)
-  density = jax.jit(lambda *arrays: neighbours.density(*arrays, bandwidth, num))
+  neighbours.density.clear_cache()
   for seed in range(3):
     _, _, points, counts = case(seed)
     square = all_distances(points, points) ** 2
     kernel = np.maximum(1 - square / bandwidth**2, 0) if bandwidth else np.eye(C)
     kernel = -np.sort(-np.where(counts, kernel, 0), axis=1)
     expected = kernel[:, :num].sum(1)[counts]
-    np.testing.assert_allclose(density(points, counts)[counts], expected, rtol=1e-5)
+    actual = neighbours.density(points, counts, bandwidth, num)
+    np.testing.assert_allclose(actual[counts], expected, rtol=1e-5)
 
 
 def test_no_matrix_of_all_pairs():
   """Peak memory of 20,000 points is far below that of their distances, 1.6 GB."""
   points, counts = jnp.zeros((20_000, 4)), jnp.ones(20_000, bool)
-  density = jax.jit(lambda x, counts: neighbours.density(x, counts, 1.0, 50))
-  nearest = jax.jit(lambda x, counts: neighbours.nearest(x, counts, x, counts, 50))
-  for compute in (density, nearest):
-    memory = compute.lower(points, counts).compile().memory_analysis()
+  density = neighbours.density.lower(points, counts, 1.0, 50)
+  nearest = neighbours.nearest.lower(points, counts, points, counts, 50)
+  for lowered in (density, nearest):
+    memory = lowered.compile().memory_analysis()
     assert memory.temp_size_in_bytes < 8 * 4 * 2**24
 
 
