@@ -7,8 +7,9 @@ import numpy as np
 
 _MULTIPLE = 8  # lengths are rounded up to it
 _MAX_CUTS = 512  # places among the sorted rows where a bucket may end
-_TOLERANCE = 0.01  # a shape that saves less of the positions is not worth its compilation
-_MAX_PADDING = 0.08  # expected of samples; chunks that would have more are made smaller
+_COMPILATION = 1 << 16  # positions that take about as long as the compilation of a shape
+_SWEEPS = 8  # of samples, for which a shape is compiled once
+_MAX_PADDING = 0.08  # of sweeps that take longer than a compilation
 _SMALLEST = 16  # the smallest such chunk is this part of a batch
 
 
@@ -46,6 +47,7 @@ def buckets(
   num_shards: int,
   sequence_length: int,
   max_shapes: int = 16,
+  compilation: float = _COMPILATION,
 ) -> list[Chunk]:
   """Splits the rows of a sweep into chunks of at most `max_shapes` shapes, longest rows first.
 
@@ -56,8 +58,8 @@ def buckets(
     R_b L_b <= batch_size * sequence_length.
 
   The cuts minimise the positions that are computed, sum_b m_b r_b L_b, by dynamic programming;
-  of numbers of buckets, the smallest one within 1 % of the fewest positions is taken. Of many
-  rows, the cuts are among 512 places.
+  a further bucket must save what its compilation takes, or bring padding down to 8 % of a
+  sweep that takes longer than that. Of many rows, the cuts are among 512 places.
 
   Args:
     lengths_C: i64[C], input positions of each row.
@@ -65,6 +67,7 @@ def buckets(
     num_shards: among how many devices the rows of a chunk are split.
     sequence_length: the longest that a row may be.
     max_shapes: how many shapes there may be.
+    compilation: positions that take about as long as the compilation of a shape.
 
   Returns:
     The chunks; each place occurs once.
@@ -73,7 +76,7 @@ def buckets(
     ValueError: if a number is out of range, listing all.
 
   Example:
-    >>> chunks = buckets(np.array([9, 30, 8, 32, 7, 10, 6]), 2, 1, 32)
+    >>> chunks = buckets(np.array([9, 30, 8, 32, 7, 10, 6]), 2, 1, 32, compilation=0)
     >>> [(chunk.length, chunk.place_B.tolist()) for chunk in chunks]
     [(32, [3, 1]), (16, [5, 0]), (8, [2, 4, 6])]
   """
@@ -82,7 +85,8 @@ def buckets(
   if not len(lengths_C):
     return []
   order_C = np.argsort(-lengths_C, kind="stable")
-  found = _exact_buckets(_rounded(lengths_C[order_C], sequence_length), limits)
+  rounded_C = _rounded(lengths_C[order_C], sequence_length)
+  found = _exact_buckets(rounded_C, limits, float(np.sum(lengths_C)), compilation)
   return [
     _chunk(order_C[start : min(start + shape.rows, bucket_end)], shape)
     for bucket_start, bucket_end, shape in found
@@ -126,10 +130,12 @@ def sample_shapes(
   count = min(num_rows, _MAX_CUTS)
   quantiles = np.sort(lengths_N)[::-1][np.arange(count) * len(lengths_N) // count]
   length_n = _rounded(quantiles, sequence_length)
+  used = num_rows * float(np.mean(quantiles))
   for part in (2**k for k in range(_SMALLEST.bit_length())):
     rows_n = limits.rows(length_n, part)
-    ends, positions = _cut(_expected_positions(length_n, rows_n, num_rows), limits)
-    if positions * (1 - _MAX_PADDING) <= num_rows * np.mean(quantiles):
+    cost = _expected_positions(length_n, rows_n, num_rows)
+    ends, positions = _cut(cost, limits, used, _COMPILATION / _SWEEPS)
+    if positions * (1 - _MAX_PADDING) <= used:
       break
   return tuple(Shape(int(rows_n[i]), int(length_n[i])) for i in ends[:-1])
 
@@ -206,7 +212,9 @@ def _rounded(lengths: np.ndarray, sequence_length: int) -> np.ndarray:
   return np.minimum(multiples, sequence_length).astype(np.int64)
 
 
-def _exact_buckets(length_C: np.ndarray, limits: _Limits) -> list[_Bucket]:
+def _exact_buckets(
+  length_C: np.ndarray, limits: _Limits, used: float, compilation: float
+) -> list[_Bucket]:
   """The best buckets of rows that are sorted, longest first."""
   num_rows, shards = len(length_C), limits.num_shards
   step = shards * -(-num_rows // (shards * _MAX_CUTS))
@@ -222,7 +230,7 @@ def _exact_buckets(length_C: np.ndarray, limits: _Limits) -> list[_Bucket]:
   def positions(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     return np.multiply(*split(start, end)) * length_n[start]
 
-  ends, _ = _cut(_between(positions, len(length_n)), limits)
+  ends, _ = _cut(_between(positions, len(length_n)), limits, used, compilation)
   rows_b = split(ends[:-1], ends[1:])[1]
   return [
     _Bucket(int(cuts[i]), int(cuts[j]), Shape(int(rows), int(length_n[i])))
@@ -248,8 +256,10 @@ def _between(cost: Callable[[np.ndarray, np.ndarray], np.ndarray], count: int) -
   return np.where(end >= start, cost(start, end + 1), np.inf)
 
 
-def _cut(cost_nxn: np.ndarray, limits: _Limits) -> tuple[np.ndarray, float]:
-  """The cuts, with both ends, of the fewest buckets that cost 1 % more than the best."""
+def _cut(
+  cost_nxn: np.ndarray, limits: _Limits, used: float, compilation: float
+) -> tuple[np.ndarray, float]:
+  """The cuts, with both ends, and the positions they cost; `used` are those without padding."""
   best = [cost_nxn[0]]  # best[k][j - 1]: of k + 1 buckets up to cut j
   begins: list[np.ndarray] = []  # of the last of them
   for _ in range(1, min(limits.max_shapes, len(cost_nxn))):
@@ -258,8 +268,12 @@ def _cut(cost_nxn: np.ndarray, limits: _Limits) -> tuple[np.ndarray, float]:
     best.append(np.take_along_axis(through, begin[None], axis=0)[0])
     begins.append(begin + 1)
   totals = np.array([cost[-1] for cost in best])
-  fewest = int(np.flatnonzero(totals <= totals.min() * (1 + _TOLERANCE))[0])
+  with_compilation = totals + compilation * np.arange(len(totals))
+  if used > compilation:
+    most = max(used / (1 - _MAX_PADDING), totals.min())
+    with_compilation[totals > most] = np.inf
+  chosen = int(np.argmin(with_compilation))
   ends = [len(cost_nxn)]
-  for begin in begins[:fewest][::-1]:
+  for begin in begins[:chosen][::-1]:
     ends.append(int(begin[ends[-1] - 1]))
-  return np.array([0, *ends[::-1]]), float(totals[fewest])
+  return np.array([0, *ends[::-1]]), float(totals[chosen])

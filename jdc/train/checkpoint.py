@@ -304,7 +304,8 @@ def read_fields(
       loaded = ocp.load_checkpointables(folder / str(step), {"state": wanted})
   except Exception as error:
     raise Damaged(f"{folder}/{step}: {type(error).__name__}: {str(error)[:200]}") from error
-  found = {name: loaded["state"][name] for name in wanted}
+  # In the order of the state, whatever that of `wanted`: trees of JAX sort their keys.
+  found = {name: loaded["state"][name] for name in ("params", "opt_state") if name in wanted}
   sums = [int(x) for part in found.values() for x in checksums(part)]
   # The leaves of a state are its step and then these.
   if sums != payload["checksums"][1 : 1 + len(sums)]:

@@ -11,6 +11,7 @@ import numpy as np
 from jdc.data.loader import Pool
 from jdc.policies.combine import combine
 from jdc.train import checkpoint, checks, loop, rounds, setup, sharding, sources
+from jdc.train import config as config_lib
 from jdc.train import features as features_lib
 from jdc.train import state as state_lib
 from jdc.train.cost import Cost
@@ -85,10 +86,13 @@ def score(
     )
     state = state._replace(fixed=sources.fixed_parts(reference, targets, mesh))
     model = run.reference.model if run.reference is not None else None
-    fingerprint = setup.data_fingerprint(run.domains)
+    described = setup.describe_run(
+      config_lib.to_json(config), policies, run.domains, None, state.params, run.weights,
+      targets, run.reference.fingerprint if run.reference is not None else None,
+    )  # fmt: skip
     sweeps = make_sweeps(
       run.model, model, policies, pool, config.plan.sweep_batch_size or config.batch_size,
-      batches, features.round, f"{workdir}/sweeps", fingerprint,
+      batches, features.round, f"{workdir}/sweeps", described,
     )  # fmt: skip
     begin = rounds.make_round_start(
       policies, spec, config.seed, pool, batches, sweeps, run.learning_rate,
@@ -113,6 +117,7 @@ def score(
   columns |= {"score": rows.logits_N}
   if rows.weights_N is not None:
     columns["weight"] = rows.weights_N
+  fingerprint = setup.data_fingerprint(run.domains)
   return Scored(columns | begun.shown, metrics, cost, fingerprint, tuple(done))
 
 

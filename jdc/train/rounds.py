@@ -110,8 +110,8 @@ def make_round_start(
     }
     if last is not None and last.ids_C is not None and not due["selection"]:
       ids["selection"] = last.ids_C  # the held decision is about these
-    # Where a decision is held, one row tells the shape of the scores that are not needed.
-    swept = {n: ids[n] if due[n] else ids[n][:1] for n in scored}
+    # Where a decision is held, padding tells the shape of the scores that are not needed.
+    swept = {n: ids[n] if due[n] else np.full(1, -1, np.int32) for n in scored}
     scores: dict[str, np.ndarray] = {}
     shown: dict[str, np.ndarray] = {}
     for rows in _distinct(list(swept.values())):  # slots that sweep the same rows share a pass

@@ -53,7 +53,7 @@ def cost_of(bucket, batch_size, shards, sequence_length):
   return num_chunks * rows * length
 
 
-def best_cost(lengths, batch_size, shards, sequence_length, max_shapes):
+def best_cost(lengths, batch_size, shards, sequence_length, max_shapes, compilation):
   """Tries all cuts at multiples of the shards."""
   rows = sorted(lengths, reverse=True)
   inner = range(shards, len(rows), shards)
@@ -67,7 +67,9 @@ def best_cost(lengths, batch_size, shards, sequence_length, max_shapes):
       for cuts in itertools.combinations(inner, count)
     ]
     best += [min(costs)] if costs else []
-  return next(cost for cost in best if cost <= 1.01 * min(best))
+  most = max(sum(lengths) / 0.92, min(best)) if sum(lengths) > compilation else math.inf
+  allowed = [(cost + compilation * k, k) for k, cost in enumerate(best) if cost <= most]
+  return best[min(allowed)[1]]
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -80,9 +82,15 @@ def test_no_cuts_are_better(seed):
     lengths = lengths[:11]
   max_shapes = int(rng.integers(1, 5))
   arguments = (batch_size, shards, sequence_length, max_shapes)
-  chunks = buckets_lib.buckets(lengths, *arguments)
-  assert_valid(chunks, lengths, *arguments)
-  assert positions(chunks) == best_cost(lengths, *arguments)
+  for compilation in (0, 20, 1000):
+    chunks = buckets_lib.buckets(lengths, *arguments, compilation)
+    assert_valid(chunks, lengths, *arguments)
+    assert positions(chunks) == best_cost(lengths, *arguments, compilation)
+
+
+def test_a_short_sweep_compiles_one_shape():
+  chunks = buckets_lib.buckets(log_normal(100, 0.6), BATCH, 1, T)
+  assert len(shapes_of(chunks)) == 1
 
 
 @pytest.mark.parametrize("sigma", [0.4, 0.6, 0.8])
