@@ -397,5 +397,24 @@ def test_parameters_of_another_checksum_are_not_read(tmp_path, leaf):
   params = save_params(tmp_path)
   step, payload = checkpoint.read_payload(tmp_path)
   payload["checksums"][leaf] ^= 1
-  with pytest.raises(Damaged, match="12: its parameters fail their checksums"):
+  with pytest.raises(Damaged, match="12: its params fail their checksums"):
     checkpoint.read_params(tmp_path, step, payload, abstract(params))
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("names", [("params", "opt_state"), ("opt_state", "params")])
+def test_the_optimizer_is_read_too_in_any_order(tmp_path, assert_same, names):
+  class Full(NamedTuple):
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    rest: Any
+
+  state = make_state(4)
+  parts = {"params": {"half": state.pop("half")}, "opt_state": {"matrix": state.pop("matrix")}}
+  checkpoints = Checkpoints(str(tmp_path), keep=2)
+  checkpoints.save(5, Full(jnp.int32(5), **parts, rest=state), HOST, arrays(5))
+  checkpoints.close()
+  step, payload = checkpoint.read_payload(tmp_path)
+  wanted = {name: abstract(parts[name]) for name in names}
+  assert_same(checkpoint.read_fields(tmp_path, step, payload, wanted), parts)
