@@ -98,8 +98,8 @@ def _unit(x: jax.Array) -> jax.Array:
   """Returns the rows of x over their norm, or over the floor where that is larger."""
   x = x.astype(jnp.float32)
   largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-  # A power of two is exact, and lets squares neither overflow nor vanish.
-  power = jnp.where(largest > 2.0**40, 2.0**-80, jnp.where(largest < 2.0**-40, 2.0**80, 1.0))
+  # Squares must not overflow; those that vanish are of vectors below the floor.
+  power = jnp.where(largest > 2.0**40, 2.0**-80, 1.0)
   scaled = x * power
   norm = jnp.sqrt(jnp.sum(scaled**2, axis=-1, keepdims=True))
   return scaled / jnp.maximum(norm, NORM_FLOOR * power)
