@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -70,7 +71,18 @@ def of_candidates(policy):
   return policy._replace(init=init)
 
 
+def of_file(factory, **arrays):
+  """The policy of a file with these arrays, which it reads at once."""
+  with tempfile.TemporaryDirectory() as folder:
+    np.savez(f"{folder}/file.npz", **arrays)
+    return factory(f"{folder}/file.npz")
+
+
 keeps_k = {"batch": "the second of two copies is worth less than the first"}
+noise = np.random.default_rng(0).normal(size=(N + M, D))
+noise[3] = np.nan
+given = {"pool": noise[:N], "target": noise[N:]}
+scores = {"example_id": np.arange(N)[::2], "score": noise[:N:2, 0], "w": noise[:N:2, 1] ** 2}
 
 
 def of_whole_pool(policy):
@@ -143,6 +155,11 @@ POLICIES = [
   Case("less_sum_mean", selection.less("gradient", "mean", "sum")),
   Case("icons", selection.icons(0.3)),
   Case("icons_gradient", selection.icons(0.7, "gradient")),
+  Case("near", selection.near(9, neighbours=4)),
+  Case("near_given", of_file(lambda path: selection.near(9, embeddings=path), **given)),
+  Case("tsds", selection.tsds()),
+  Case("tsds_not_normalised", selection.tsds(0.9, 0.3, 3.0, normalise=False)),
+  Case("from_file", of_file(lambda path: selection.from_file(path, weight="w"), **scores)),
   Case("rho_loss", of_candidates(selection.rho_loss())),
   Case("greats", of_candidates(selection.greats()), exceptions=keeps_k),
   Case(
@@ -368,7 +385,8 @@ def test_decides_something_of_a_known_shape(case):
   assert any(x is not None for x in decision[:3])
   shapes = {(K,), (N,), (rows_of(case.policy),)}
   assert decision.logits is None or decision.logits.shape in shapes
-  assert decision.weights is None or decision.weights.shape == (rows_of(case.policy),)
+  shapes = {(rows_of(case.policy),), np.shape(decision.logits)}
+  assert decision.weights is None or decision.weights.shape in shapes
   assert decision.token_weights is None or decision.token_weights.shape == (B, T)
 
 
