@@ -27,6 +27,10 @@ PUBLISHED = {
   selection.less: {
     "direction": "update_direction", "aggregate": "submax", "checkpoints": "current",
   },
+  selection.near: {"neighbours": 1000},
+  selection.tsds: {
+    "alpha": 0.5, "c": 5.0, "sigma": 0.75, "neighbours": 5000, "kde_neighbours": 1000,
+  },
   weighting.loss_reweighting: {
     "strategy": "linupper", "temperature": 1.0, "burn_in_steps": 1000, "delta": 1.0,
   },
