@@ -1,5 +1,6 @@
 """Projected per-example gradients by a Kronecker product of random matrices."""
 
+import functools
 import math
 import zlib
 from collections.abc import Mapping
@@ -95,7 +96,7 @@ def make_kron(
 
   def compute(params: Params, moments: Any, inputs: RowInputs) -> dict[str, jax.Array]:
     del moments
-    factors = {path: projection(key, path, found, core_size) for path, found in maps.items()}
+    factors = projections(key, maps, core_size)
 
     def rows(inputs: RowInputs) -> dict[str, jax.Array]:
       found = linear_taps.collect(
@@ -113,26 +114,45 @@ def make_kron(
   return Features(options.size, compute)
 
 
-def projection(
-  key: jax.Array, path: str, chosen: Chosen, core_size: int
-) -> tuple[jax.Array, jax.Array]:
-  """Returns P_in^T and P_out of a map, f32[in, k] and f32[out, k].
+def projections(
+  key: jax.Array, maps: Mapping[str, Chosen], core_size: int
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+  """Returns P_in^T and P_out of each map, f32[in, k] and f32[out, k].
 
-  Behind a leading axis of the tapped layers where the map is stacked. A layer's matrices do not
-  depend on which others are tapped.
+  Behind a leading axis of the tapped layers where the map is stacked. Those of a path and layer
+  do not depend on which others there are.
   """
-  key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+  # All sides of one size are drawn at once: compilation takes long for each draw.
+  places: dict[int, list[tuple[str, int]]] = {}
+  for path, found in maps.items():
+    for side, features in enumerate(found[:2]):
+      places.setdefault(features, []).append((path, side))
+  drawn: dict[tuple[str, int], jax.Array] = {}
+  for features, sides in places.items():
+    streams = [
+      (path, side, layer) for path, side in sides for layer in maps[path].layers or [0]
+    ]
+    matrices, start = _draw(key, streams, features, core_size), 0
+    for path, side in sides:
+      part = matrices[start : start + maps[path].num_copies]
+      drawn[path, side] = part if maps[path].layers else part[0]
+      start += len(part)
+  return {path: (drawn[path, 0], drawn[path, 1]) for path in maps}
 
-  def side(key: jax.Array, features: int) -> jax.Array:
-    if core_size >= features:
-      return jnp.eye(features, core_size)
-    return jax.random.normal(key, (features, core_size)) / math.sqrt(core_size)
 
-  def one_layer(layer: Any) -> tuple[jax.Array, jax.Array]:
-    first, second = jax.random.split(jax.random.fold_in(key, layer))
-    return side(first, chosen.in_features), side(second, chosen.out_features)
+def _draw(
+  key: jax.Array, streams: list[tuple[str, int, int]], features: int, core_size: int
+) -> jax.Array:
+  """Matrices f32[n, features, k] of paths, sides and layers."""
+  if core_size >= features:
+    return jnp.tile(jnp.eye(features, core_size), (len(streams), 1, 1))
 
-  return jax.vmap(one_layer)(jnp.array(chosen.layers)) if chosen.layers else one_layer(0)
+  def one(numbers: jax.Array) -> jax.Array:
+    stream = functools.reduce(jax.random.fold_in, numbers, key)
+    return jax.random.normal(stream, (features, core_size)) / math.sqrt(core_size)
+
+  numbers = [(zlib.crc32(path.encode()), side, layer) for path, side, layer in streams]
+  return jax.vmap(one)(jnp.array(numbers, jnp.uint32))
 
 
 def _core_size(maps: Mapping[str, Chosen], size: int) -> int:
