@@ -204,7 +204,7 @@ def _check(spec: RunSpec, k: int, max_candidates: int) -> None:
 
 
 def _centres(stats: ExampleStats, state: ClusterLessState) -> tuple[jax.Array, jax.Array]:
-  """Returns the clusters' directions f32[k, R], and bool[N], which rows had none to give."""
+  """Returns the mean directions of clusters, f32[k, R], and bool[N], which rows have none."""
   size, id_kxS = state.cluster_N.shape[0], state.representative_kxS
   row_C = jnp.where(stats.example_id >= 0, stats.example_id, size)
   # Gathered, so that each sum has a fixed order, whatever that of the sweep.
@@ -214,5 +214,5 @@ def _centres(stats: ExampleStats, state: ClusterLessState) -> tuple[jax.Array, j
   unit_kxSxR = jnp.where(place_kxS[..., None] >= 0, unit_CxR[place_kxS], 0.0)
   mean_kxR = jnp.mean(unit_kxSxR, axis=1)
   length_k = jnp.sqrt(jnp.sum(mean_kxR**2, axis=-1))
-  centre_kxR = jnp.where(length_k[:, None] > _CANCELLED, directions.unit(mean_kxR), 0.0)
+  centre_kxR = jnp.where(length_k[:, None] > _CANCELLED, mean_kxR, 0.0)
   return centre_kxR, jnp.zeros(size, bool).at[row_C].set(~finite_C, mode="drop")

@@ -95,10 +95,10 @@ def sign_lsh(embedding: jax.Array, valid: jax.Array, k: int, key: jax.Array) -> 
     Charikar, "Similarity estimation techniques from rounding algorithms", 2002.
 
   Example:
-    >>> x = jnp.array([[1.0, 0.0], [9.0, 0.0], [-1.0, 0.0]])
-    >>> z = sign_lsh(x, jnp.ones(3, bool), 2, jax.random.key(0))
-    >>> bool(z[0] == z[1] != z[2])
-    True
+    >>> x = jnp.array([[1.0, 0.0], [9.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
+    >>> z = sign_lsh(x, jnp.ones(4, bool), 2, jax.random.key(0))
+    >>> bool(z[0] == z[1] != z[2]), int(z[3])
+    (True, 0)
   """
   groups.check(embedding, k)
   usable_N = valid & directions.finite(embedding)

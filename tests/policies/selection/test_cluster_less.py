@@ -147,6 +147,15 @@ def test_small_clusters_are_swept_whole():
   np.testing.assert_allclose(decision.logits[0], expected, rtol=1e-5)
 
 
+def test_empty_clusters_are_not_swept():
+  state = FARTHEST.prepared(np.repeat(np.eye(2, D), N // 2, axis=0))
+  ids = np.asarray(FARTHEST.policy.sweep_ids(state)).reshape(D, S)
+  np.testing.assert_array_equal(ids[2:], -1)
+  decision, _ = FARTHEST.decide(state, np.ones((N, R)), np.ones((M, R)))
+  np.testing.assert_allclose(decision.logits, np.ones(N), rtol=1e-6)
+  assert decision.metrics["num_undirected"] == 0
+
+
 @pytest.mark.parametrize("turn", [180, 120])
 def test_cancelling_representatives_score_nothing(turn):
   """Neither opposite directions nor three at equal angles leave a direction of rounding."""
