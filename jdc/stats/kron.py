@@ -78,7 +78,7 @@ def make_kron(
     >>> features = make_kron(model, (params, None), wanted, options, jax.random.key(1))
     >>> tokens = jnp.array([[1, 2, 1, 2], [3, 5, 7, 4]])
     >>> rows = inputs_and_targets(tokens, jnp.ones_like(tokens))
-    >>> features.compute((params, None), None, rows)["gradient"].shape
+    >>> jax.jit(features.compute)((params, None), None, rows)["gradient"].shape
     (2, 126)
   """
   if not wanted or wanted - FIELDS:
