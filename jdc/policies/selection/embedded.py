@@ -70,6 +70,7 @@ def selection(
       problems.append(f"embeddings: {error}")
   checks.raise_all(problems)
 
+  @jax.jit  # once, also where update is called outside jit
   def decide(pool: jax.Array, real: jax.Array, target: jax.Array) -> Decision:
     logits_C, embedded = _choose(rule, pool, real, target, normalise)
     counts, _ = rule.counts(pool.shape[0], target.shape[0])
@@ -125,7 +126,7 @@ def _of_file(
       )
     problems += rule.counts(num_rows, held.target_MxD.shape[0])[1]
     checks.raise_all(f"{rule.name} needs {x}" for x in problems)
-    decision = jax.jit(decide)(held.pool_NxD, jnp.ones(num_rows, bool), held.target_MxD)
+    decision = decide(held.pool_NxD, jnp.ones(num_rows, bool), held.target_MxD)
     return decision, decision
 
   def update(stats: ExampleStats, state: PolicyState) -> tuple[Decision, PolicyState]:
