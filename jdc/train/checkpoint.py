@@ -305,7 +305,8 @@ def read_fields(
   except Exception as error:
     raise Damaged(f"{folder}/{step}: {type(error).__name__}: {str(error)[:200]}") from error
   # In the order of the state, whatever that of `wanted`: trees of JAX sort their keys.
-  found = {name: loaded["state"][name] for name in ("params", "opt_state") if name in wanted}
+  fields: list[str] = [name for name in ("params", "opt_state") if name in wanted]
+  found = {name: loaded["state"][name] for name in fields}
   sums = [int(x) for part in found.values() for x in checksums(part)]
   # The leaves of a state are its step and then these.
   if sums != payload["checksums"][1 : 1 + len(sums)]:

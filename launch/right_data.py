@@ -1,0 +1,172 @@
+"""Do selections find the right data? Each picks a tenth of a pool whose sources are known.
+
+  python launch/right_data.py --data=DIR --workdir=runs/right_data --seeds=0,1,2 \
+    --targets=gsm8k,humaneval
+
+DIR holds `pool.jsonl.gz`, records of `instruction`, `input`, `output` and `source`; a file
+`target_TASK.dev.jsonl.gz` a task; and `relevance.json`, the sources that are relevant to each
+task and those that are `never_relevant`. A small decoder is trained on the pool, from each seed
+anew. At its last checkpoint every method picks a tenth of the pool for each target, or, where
+it weighs tasks against each other, for all of them at once; `right_data.md` and
+`right_data.json` in the workdir say how much of that is relevant. A TF-IDF match of the texts
+and a random tenth stand beside.
+
+No selection can read `source`: runs see a copy of the texts. Stopped, the same command
+continues; a selection is made again where its config or data have changed. A change of the code
+is not seen: remove `seed-*/picked` then. `--rows=N` takes a part of the pool, and says how long
+the whole would take.
+"""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from jdc.models.decoder_config import DecoderConfig
+from jdc.policies import selection
+from jdc.recipes import right_data, runs
+from jdc.recipes.right_data import Method, Staged
+from jdc.report import right_data as report
+from jdc.train import command, process
+from jdc.train import config as c
+from jdc.train.config import TrainConfig
+
+DATA = flags.DEFINE_string("data", None, "Pool, targets and relevance.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept.", required=True)
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "A model and all selections for each.")
+TARGETS = flags.DEFINE_list("targets", ["gsm8k", "humaneval"], "Tasks.")
+METHODS = flags.DEFINE_list("methods", [], "Some of the methods; empty: all.")
+ROWS = flags.DEFINE_integer("rows", 0, "Rows of the pool; 0: all.", lower_bound=0)
+PASSES = flags.DEFINE_float("passes", 4.0, "Passes over the pool in training.")
+TINY = flags.DEFINE_bool("tiny", False, "A model of some thousand parameters, to try things.")
+
+ONE_IN = 10  # rows of the pool is picked
+VOCAB_SIZE = 4096
+
+
+def methods(count: int, num_layers: int) -> dict[str, Method]:
+  """Returns the methods that pick `count` rows, by name."""
+  # Seven linear maps in each layer, 16 x 16 numbers of each.
+  kron = {"provider": "kron", "size": num_layers * 7 * 16**2}
+  top = {"provider": "kron", "size": num_layers // 2 * 7 * 16**2, "top_layers": num_layers // 2}
+  by_gradient = c.policy(selection.less, direction="gradient")
+  return {
+    "tfidf": Method(tasks="any"),
+    "random": Method(c.policy(selection.random), "gumbel_top_k", False, tasks="any"),
+    "loss": Method(c.policy(selection.loss), "gumbel_top_k", targeted=False),
+    # The rows whose loss has fallen most: its window is at the start of the order.
+    "delta_loss": Method(
+      c.policy(selection.delta_loss, window=1 / ONE_IN, update_times=1000),
+      targeted=False,
+      since_first_quarter=True,
+    ),
+    "near": Method(c.policy(selection.near, count=count)),
+    "tsds": Method(c.policy(selection.tsds), "gumbel_top_k"),
+    "cluster_less": Method(c.policy(selection.cluster_less)),
+    "less_kron_top": Method(by_gradient, features=top),
+    "less_kron": Method(by_gradient, features=kron),
+    "less_gradient": Method(by_gradient),
+    "less": Method(c.policy(selection.less), tasks="any"),
+    # With one task its order is that of LESS.
+    "icons": Method(c.policy(selection.icons, share=1 / ONE_IN), tasks="all"),
+  }
+
+
+def config_of(staged: Staged, num_steps: int, seed: int, tiny: bool = False) -> TrainConfig:
+  """Returns the run that trains the model on the pool."""
+  vocabulary = json.loads(staged.tokenizer.read_text(encoding="utf-8"))["model"]["vocab"]
+  return TrainConfig(
+    seed=seed,
+    num_steps=num_steps,
+    batch_size=8,
+    sequence_length=512,
+    data=str(staged.folder / "data"),
+    corpus=c.CorpusConfig(
+      tokenizer=str(staged.tokenizer),
+      eos_token=right_data.END,
+      format="alpaca",
+      on_long="truncate",
+      on_bad_record="quarantine",  # questions that leave no room for an answer
+      cache_dir=str(staged.folder / "cache"),
+    ),
+    model=DecoderConfig(
+      vocab_size=len(vocabulary),
+      width=16 if tiny else 128,
+      num_layers=2 if tiny else 4,
+      num_heads=2 if tiny else 4,
+      num_kv_heads=2 if tiny else 4,
+      mlp_width=32 if tiny else 344,
+      tie_embeddings=True,
+    ),
+    optimizer=c.OptimizerConfig(
+      learning_rate=3e-3, warmup_steps=max(num_steps // 20, 1), weight_decay=0.0
+    ),
+    plan=c.PlanConfig(max_segments=16),
+    evaluation=c.EvaluationConfig(max_rows=128),
+    checkpoint=c.CheckpointConfig(every_steps=num_steps // 4, keep=5),
+    logging=c.LoggingConfig(every_steps=max(num_steps // 20, 1), tensorboard=False),
+  )
+
+
+def run(
+  data: Path, workdir: Path, seeds: Sequence[int], tasks: Sequence[str], names: Sequence[str],
+  num_rows: int, passes: float, tiny: bool,
+) -> str:  # fmt: skip
+  """Trains, picks and compares; returns the table."""
+  begin = time.monotonic()
+  staged = right_data.stage(data, workdir, tasks, num_rows, VOCAB_SIZE)
+  count = -(-len(staged.records) // ONE_IN)
+  known = methods(count, num_layers=2 if tiny else 4)
+  if unknown := [name for name in names if name not in known]:
+    raise ValueError(f"unknown methods {unknown}; known: {', '.join(known)}")
+
+  # As many steps as the passes over the pool take, in four quarters.
+  first = config_of(staged, 4, 0, tiny)
+  num_tokens = sum(runs.read_data(first, str(workdir)).tokens.values())
+  tokens_per_step = first.batch_size * (first.sequence_length + 1)
+  num_steps = 4 * max(1, round(passes * num_tokens / tokens_per_step / 4))
+
+  found = []
+  for seed in seeds:
+    base = config_of(staged, num_steps, seed, tiny)
+    folder = workdir / f"seed-{seed}"
+    if command.train(base, str(folder)).stopped != "finished":
+      raise SystemExit("stopped; the same command continues")
+    for name in names or known:
+      found += [
+        right_data.pick(name, known[name], target, base, staged, folder, count)
+        for target in known[name].targets(tasks)
+      ]
+
+  # From here on, and only here, the sources are known.
+  relevance = json.loads((data / "relevance.json").read_text(encoding="utf-8"))
+  table = report.markdown(found, staged.sources, relevance)
+  (workdir / "right_data.md").write_text(table + "\n", encoding="utf-8")
+  content = report.as_json(found, staged.sources, relevance)
+  runs.write_json(workdir / "right_data.json", content)
+  hours, share = (time.monotonic() - begin) / 3600, len(staged.records) / staged.num_rows
+  print(
+    f"{len(seeds)} seeds of {num_steps} steps on {share:.0%} of the pool: {hours:.2f} h now"
+  )
+  if share < 1:
+    print(f"at most {hours / share:.1f} h on the whole pool, since compilation takes no longer")
+  return table
+
+
+def main(argv: list[str]) -> None:
+  process.log_to_terminal()
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  table = run(
+    Path(DATA.value), Path(WORKDIR.value), [int(seed) for seed in SEEDS.value], TARGETS.value,
+    METHODS.value, ROWS.value, PASSES.value, TINY.value,
+  )  # fmt: skip
+  print(table)
+
+
+if __name__ == "__main__":
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+  app.run(main)

@@ -1,0 +1,223 @@
+"""Right data found: its measures, the TF-IDF baseline, and the script on made-up data."""
+
+import gzip
+import json
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jdc.data import tfidf
+from jdc.recipes.right_data import Method, draw
+from jdc.report import right_data
+from jdc.report.right_data import Picked
+
+ROOT = Path(__file__).parents[1]
+RELEVANCE = {"sums": ["algebra"], "code": ["python", "rust"], "never_relevant": ["spam"]}
+SOURCES = ["algebra", "spam", "python", "news", "rust", "algebra", "news", "spam"]
+
+
+def picked(rows, target="sums", method="m", seed=0, **changes):
+  costs = {"seconds": 1.0, "forward_rows": 0.0, "backward_rows": 0.0}
+  return Picked(method, target, seed, tuple(rows), **costs | changes)
+
+
+def test_shares_count_the_sources_of_each_task():
+  found = right_data.shares([0, 1, 2, 4], SOURCES, RELEVANCE, "sums+code")
+  assert found == (0.75, {"sums": 0.25, "code": 0.5}, 0.25)
+  assert right_data.shares([3, 6], SOURCES, RELEVANCE, "code") == (0.0, {"code": 0.0}, 0.0)
+
+
+def test_chance_is_the_share_in_the_pool():
+  found = right_data.shares(range(8), SOURCES, RELEVANCE, "code")
+  assert found == (0.25, {"code": 0.25}, 0.25)
+  text = right_data.markdown([picked([0], "code")], SOURCES, RELEVANCE)
+  assert text.splitlines()[-1].startswith("| chance | 0.250 | 0.250 |")
+
+
+def test_no_row_has_no_share():
+  found = right_data.shares([], SOURCES, RELEVANCE, "sums")
+  assert math.isnan(found.relevant)
+  assert math.isnan(found.noise)
+
+
+def test_unknown_tasks_and_repeated_rows_are_refused():
+  with pytest.raises(ValueError, match="no relevance of law, art; known: sums"):
+    right_data.shares([0], SOURCES, RELEVANCE, "law+sums+art")
+  with pytest.raises(ValueError, match="twice"):
+    right_data.shares([0, 0], SOURCES, RELEVANCE, "sums")
+
+
+def test_the_interval_is_student_s():
+  from scipy import stats
+
+  for count in (2, 3, 5):
+    values = np.random.default_rng(count).random(count)
+    found = right_data.interval(values.tolist())
+    half = stats.t.ppf(0.975, count - 1) * stats.sem(values)
+    np.testing.assert_allclose(found.mean, values.mean())
+    np.testing.assert_allclose((found.low, found.high), values.mean() + np.array([-half, half]),
+                               rtol=1e-3)  # fmt: skip
+  alone = right_data.interval([0.5])
+  assert alone.mean == 0.5
+  assert math.isnan(alone.low)
+  assert right_data.interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
+
+
+def test_the_table_sorts_methods_and_averages_seeds():
+  found = [
+    picked([1, 3], method="bad", seed=0, seconds=2.0),
+    picked([0, 5], method="bad", seed=1, seconds=4.0, backward_rows=8.0),
+    picked([0, 5], method="good", seed=0),
+    picked([0, 2], "sums+code", method="good", seed=0),
+  ]
+  lines = right_data.tables(found, SOURCES, RELEVANCE)
+  assert [line.method for line in lines["sums"]] == ["good", "bad"]
+  bad = lines["sums"][1]
+  assert (bad.num_seeds, bad.num_rows, bad.seconds, bad.backward_rows) == (2, 2, 3, 4)
+  assert (bad.relevant.mean, bad.noise.mean) == (0.5, 0.25)
+  assert lines["sums+code"][0].by_task["code"].mean == 0.5
+  text = right_data.markdown(found, SOURCES, RELEVANCE)
+  assert "Target sums and code:" in text
+  assert "| method | relevant | to sums | to code | noise |" in text
+  # Of one seed there is no interval; shares of 0 and 0.5 have one.
+  assert "| good | 1.000 | 0.000 | 2 | 1 |" in text
+  assert "| bad | 0.500 [-5.853, 6.853] | 0.250 [" in text
+  content = json.loads(
+    json.dumps(right_data.as_json(found, SOURCES, RELEVANCE), allow_nan=False)
+  )
+  assert content["sums"]["methods"][0]["relevant"] == {"mean": 1.0, "low": None, "high": None}
+  assert content["sums"]["sources"][0]["rows"] == {"news": 1, "spam": 1}
+
+
+def naive_likeness(pool, target):
+  """Cosines of dictionaries, a word at a time."""
+  words = lambda text: tfidf._WORD.findall(text.lower())
+  holding = Counter(word for text in pool for word in set(words(text)))
+
+  def vector(text):
+    counts = Counter(word for word in words(text) if word in holding)
+    found = {
+      w: n * (1 + math.log((1 + len(pool)) / (1 + holding[w]))) for w, n in counts.items()
+    }
+    norm = math.sqrt(sum(x * x for x in found.values())) or 1.0
+    return {word: x / norm for word, x in found.items()}
+
+  centre = Counter()
+  for text in target:
+    for word, x in vector(text).items():
+      centre[word] += x / len(target)
+  norm = math.sqrt(sum(x * x for x in centre.values())) or 1.0
+  return [sum(x * centre[word] for word, x in vector(text).items()) / norm for text in pool]
+
+
+def test_tfidf_is_the_cosine_of_every_word():
+  rng = np.random.default_rng(0)
+  vocabulary = ["Fig", "fig", "x", "=", "1", "übung", "数据", "it's", "unheard"]
+  texts = lambda count, size: [" ".join(rng.choice(vocabulary[:size], n)) for n in
+                               rng.integers(1, 12, count)]  # fmt: skip
+  for pool_size, target_size in ((1, 1), (20, 3), (50, 10)):
+    pool = [*texts(pool_size, 8), ""]
+    target = [*texts(target_size, 9), "unheard"]
+    np.testing.assert_allclose(
+      tfidf.likeness(pool, target), naive_likeness(pool, target), atol=1e-12
+    )
+
+
+def test_tfidf_without_words_is_zero():
+  assert tfidf.likeness(["a", "", "b c"], ["unheard of", ""]).tolist() == [0, 0, 0]
+  assert tfidf.likeness(["", ""], ["a"]).tolist() == [0, 0]
+  with pytest.raises(ValueError, match="got 0 and 1"):
+    tfidf.likeness([], ["a"])
+
+
+def test_ties_go_to_the_first_row_and_rows_of_no_probability_are_left():
+  logits, key = np.float32([0, 2, 1, 1, -np.inf, 1, np.nan]), jax.random.key(0)
+  assert draw(logits, "top_k", 3, key).tolist() == [1, 2, 3]
+  assert draw(logits, "top_k", 7, key).tolist() == [1, 2, 3, 5, 0]
+  assert sorted(draw(logits, "gumbel_top_k", 7, key).tolist()) == [0, 1, 2, 3, 5]
+  assert len({*draw(logits, "gumbel_top_k", 2, key).tolist()}) == 2
+
+
+def test_methods_pick_for_tasks_or_for_all_of_them():
+  assert Method().targets(["a", "b"]) == ["a", "b"]
+  assert Method(tasks="all").targets(["a", "b"]) == ["a+b"]
+  assert Method(tasks="any").targets(["a", "b"]) == ["a", "b", "a+b"]
+  assert Method(tasks="any").targets(["a"]) == ["a"]
+
+
+def write_records(path, records):
+  with gzip.open(path, "wt", encoding="utf-8") as file:
+    file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """Sixty records of three sources, and two tasks of eight records like one of them each."""
+  rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("data")
+
+  def record(source, number):
+    words = {"fruit": ["fig", "plum"], "colour": ["red", "blue"], "noise": list("qwxz")}[source]
+    text = " ".join(rng.choice(words, 6))
+    return {"id": f"{source}-{number}", "source": source, "instruction": f"Say {text}.",
+            "input": "", "output": text}  # fmt: skip
+
+  pool = [record(source, n) for source in ("fruit", "colour", "noise") for n in range(20)]
+  write_records(folder / "pool.jsonl.gz", pool)
+  for task in ("fruit", "colour"):
+    write_records(folder / f"target_{task}.dev.jsonl.gz", [record(task, n) for n in range(8)])
+  relevance = {"fruit": ["fruit"], "colour": ["colour"], "never_relevant": ["noise"]}
+  (folder / "relevance.json").write_text(json.dumps(relevance))
+  return folder
+
+
+@pytest.mark.slow
+def test_the_script_finds_the_right_sources_and_repeats_nothing(data, tmp_path):
+  def launch(*more):
+    flags = ["--tiny", "--seeds=0,1", "--targets=fruit,colour", f"--workdir={tmp_path}/run"]
+    command = [sys.executable, "launch/right_data.py", f"--data={data}", *flags, *more]
+    return subprocess.run(
+      command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+      capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+
+  chosen = "--methods=tfidf,random,tsds,less_kron,icons"
+  done = launch(chosen)
+  assert done.returncode == 0, done.stderr
+  content = json.loads((tmp_path / "run/right_data.json").read_text())
+  assert content.keys() == {"fruit", "colour", "fruit+colour"}
+  for target in ("fruit", "colour"):
+    lines = {line["method"]: line for line in content[target]["methods"]}
+    assert lines.keys() == {"tfidf", "random", "tsds", "less_kron"}
+    assert content[target]["chance"]["relevant"] == pytest.approx(1 / 3)
+    assert {line["num_seeds"] for line in lines.values()} == {2}
+    assert {line["num_rows"] for line in lines.values()} == {6}  # a tenth
+    assert lines["tfidf"]["relevant"]["mean"] == 1.0
+    assert lines["less_kron"]["relevant"]["mean"] >= 0.9
+    assert lines["less_kron"]["backward_rows"] == 60 + 8
+    assert lines["random"]["forward_rows"] == 0
+  assert {line["method"] for line in content["fruit+colour"]["methods"]} == {
+    "tfidf", "random", "icons",
+  }  # fmt: skip
+  # No selection could have read a source, or an id that tells it.
+  staged = (tmp_path / "run/data/pool.train.jsonl").read_text().splitlines()
+  assert len(staged) == 60
+  assert all(json.loads(line).keys() == {"instruction", "input", "output"} for line in staged)
+
+  # Once more: nothing is left to do. Another data set is refused.
+  files = sorted((tmp_path / "run").glob("seed-*/picked/*/*.json"))
+  assert len(files) == 2 * (3 * 2 + 2 + 1)  # a random tenth is the same for all targets
+  before = {path: path.stat().st_mtime_ns for path in files}
+  files[0].unlink()
+  assert launch(chosen).returncode == 0
+  after = {path: path.stat().st_mtime_ns for path in files}
+  assert [path for path in files if before[path] != after[path]] == files[:1]
+  refused = launch(chosen, "--rows=30")
+  assert refused.returncode != 0
+  assert "is of other data, choose another workdir" in refused.stderr
