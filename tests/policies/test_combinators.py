@@ -198,3 +198,17 @@ def test_importance_correction_rejects_what_it_cannot_correct():
 def test_rejects(make, message):
   with pytest.raises(ValueError, match=message):
     make(mixture.static())
+
+
+def test_keep_samples_alike_from_the_best():
+  logits = [0.5, -np.inf, 2.0, 2.0, -1.0, np.nan, 2.0, 1.0]
+  for fraction, kept in ((0.1, [2]), (0.5, [2, 3, 6]), (2 / 3, [2, 3, 6, 7]), (1.0, None)):
+    decisions, _ = play(policies.keep(fraction, replay(logits)), 1)
+    expected = np.isfinite(logits) if kept is None else np.isin(np.arange(8), kept)
+    np.testing.assert_array_equal(decisions[0].logits, np.where(expected, 0.0, -np.inf))
+
+
+def test_keep_refuses_shares_that_are_none():
+  for fraction in (0.0, 1.1, np.nan, "half"):
+    with pytest.raises(ValueError, match="fraction must be in"):
+      policies.keep(fraction, selection.random())

@@ -1,0 +1,173 @@
+"""Sweeps of a run: interrupted, of other runs, of samples whose scores are kept, offline."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jdc import policies
+from jdc.policies import selection
+from jdc.stats import pool as pool_lib
+from jdc.stats.directions import Adam
+from jdc.stats.sweep_store import SweepStore
+from jdc.train import checkpoint, loop, offline
+from jdc.train.config import CheckpointConfig, FeaturesConfig, TargetConfig
+from jdc.train.state import saved_part
+
+ADAM = Adam(b1=0.9, b2=0.999, epsilon=1e-8)
+
+
+@pytest.fixture
+def build(small_run):
+  """Returns `build(selection, **fields)`, a short run on one device with a target set."""
+
+  def build(chosen, **fields):
+    settings = {
+      "num_steps": 4,
+      "steps_per_round": 2,
+      "draw": "top_k",
+      "top_k_fraction": 0.5,
+      "features": FeaturesConfig(size=32),
+      "target": TargetConfig(rows=6, every_steps=2),
+      "checkpoint": CheckpointConfig(every_steps=1, keep=10),
+      "adam": ADAM,
+    }
+    return small_run(policies.combine(selection=chosen), **settings | fields)
+
+  return build
+
+
+@pytest.fixture
+def sweeps(monkeypatch):
+  """What each sweep that was finished has counted, in order."""
+  counted, sweep = [], pool_lib.sweep
+
+  def counting(*args, **kwargs):
+    counted.append(sweep(*args, **kwargs))
+    return counted[-1]
+
+  monkeypatch.setattr(pool_lib, "sweep", counting)
+  return counted
+
+
+def arrays_of(folder, state):
+  """The arrays of the decision in the newest checkpoint."""
+  saved = checkpoint.Checkpoints(str(folder / "checkpoints"), 10)
+  shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+  try:
+    return saved.restore(jax.tree.map(shape, saved_part(state))).arrays
+  finally:
+    saved.close()
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(
+  build, sweeps, assert_same, monkeypatch, tmp_path
+):
+  run = build(selection.less())
+  expected = loop.fit(run, str(tmp_path / "whole"))
+  whole = list(sweeps)
+  assert [x.num_computed for x in whole] == [x.num_chunks for x in whole]
+  assert whole[1].num_chunks > 4
+  assert not list((tmp_path / "whole" / "sweeps").iterdir())
+
+  # The second round stops after three chunks of its sweep.
+  sweeps.clear()
+  write, count = SweepStore.write, []
+
+  def stops(self, name, arrays):
+    if len(sweeps) == 1 and len(count) == 3:
+      raise InterruptedError
+    write(self, name, arrays)
+    count.extend([name] * (len(sweeps) == 1))
+
+  monkeypatch.setattr(SweepStore, "write", stops)
+  with pytest.raises(InterruptedError):
+    loop.fit(run, str(tmp_path / "parts"))
+  monkeypatch.setattr(SweepStore, "write", write)
+  kept = tmp_path / "kept"
+  shutil.copytree(tmp_path / "parts" / "sweeps", kept)
+  found = loop.fit(run, str(tmp_path / "parts"))
+  assert sweeps[-1].num_computed == whole[1].num_chunks - 3
+  assert_same(found.state, expected.state)
+  assert_same(found.plan, expected.plan)
+
+  # Runs of another seed, or other features, do not see what it left.
+  for changes in ({"seed": 1}, {"features": FeaturesConfig(size=64)}):
+    folder = tmp_path / str(changes)
+    shutil.copytree(kept, folder / "sweeps")
+    sweeps.clear()
+    loop.fit(build(selection.less(), **changes), str(folder))
+    assert [x.num_computed for x in sweeps] == [x.num_chunks for x in sweeps]
+
+
+def test_scores_of_a_sample_count_until_they_are_too_old(build, tmp_path):
+  """Rounds begin at steps 0, 2 and 4; a score counts for two steps."""
+  fields = {"num_steps": 5, "sweep_rows": 10, "seed": 3}
+  result = loop.fit(build(selection.loss(), max_age=2, **fields), str(tmp_path / "kept"))
+  arrays = arrays_of(tmp_path / "kept", result.state)
+  step_N, logits_N = arrays["score_step_N"], arrays["logits_N"]
+  seen = {step: set(np.flatnonzero(step_N == step)) for step in (0, 2, 4)}
+  assert len(seen[4]) == 10
+  assert seen[2]
+  assert seen[0]  # swept at first, and not again
+  np.testing.assert_array_equal(np.isfinite(logits_N), (step_N == 4) | (step_N == 2))
+  assert result.spec.sweep_size == result.spec.num_examples
+
+  plain = loop.fit(build(selection.loss(), **fields), str(tmp_path / "plain"))
+  logits_N = arrays_of(tmp_path / "plain", plain.state)["logits_N"]
+  assert set(np.flatnonzero(np.isfinite(logits_N))) == seen[4]
+
+
+def test_offline_scores_are_those_of_the_round_that_a_checkpoint_begins(build, tmp_path):
+  run = build(selection.less())
+  state = loop.fit(run, str(tmp_path / "run")).state
+  logits_N = arrays_of(tmp_path / "run", state)["logits_N"]  # decided at step 2
+  folder = str(tmp_path / "run" / "checkpoints")
+  scored = offline.score(run, str(tmp_path / "offline"), folder, [2])
+  np.testing.assert_allclose(scored.columns["score"], logits_N, atol=1e-6)
+  assert scored.steps == (2,)
+  assert scored.cost.backward > len(logits_N)
+  assert scored.columns["domain"].tolist() == sorted(scored.columns["domain"])
+  other = offline.score(run, str(tmp_path / "offline"), folder, [1])
+  assert np.abs(other.columns["score"] - logits_N).max() > 1e-4
+
+  # Several checkpoints add up in a policy that adds up.
+  both = offline.score(
+    build(selection.less(checkpoints="sum", aggregate="mean")),
+    str(tmp_path / "offline"), folder, [1, 2],
+  )  # fmt: skip
+  each = [
+    offline.score(
+      build(selection.less(aggregate="mean")), str(tmp_path / "offline"), folder, [step]
+    ).columns["score"]
+    for step in (1, 2)
+  ]
+  np.testing.assert_allclose(both.columns["score"], np.mean(each, axis=0), atol=1e-5)
+
+
+def test_offline_scores_show_what_was_observed(build, tmp_path):
+  scored = offline.score(build(selection.loss()), str(tmp_path))
+  assert np.all(np.isfinite(scored.columns["loss"]))
+  assert scored.steps == (0,)
+  assert len(scored.fingerprint) == 32
+
+
+def test_offline_scores_refuse_what_does_not_fit(build, tmp_path, small_model):
+  loop.fit(build(selection.random(), num_steps=1, draw="gumbel_top_k", top_k_fraction=1.0),
+           str(tmp_path / "run"))  # fmt: skip
+  folder = str(tmp_path / "run" / "checkpoints")
+  run = build(selection.loss())
+  with pytest.raises(ValueError, match=r"no checkpoint of step 7; there are \[1\]"):
+    offline.score(run, str(tmp_path), folder, [7])
+  with pytest.raises(ValueError, match="are of checkpoints, and none are given"):
+    offline.score(run, str(tmp_path), None, [1])
+  with pytest.raises(ValueError, match="round-scope selection"):
+    offline.score(build(selection.rho_loss()), str(tmp_path))
+  wider = run._replace(model=small_model._replace(
+    init=lambda key: {n: x[..., :2] if n == "embedding" else x[:2]
+                      for n, x in small_model.init(key).items()}))  # fmt: skip
+  with pytest.raises(ValueError, match="holds other parameters than the config") as error:
+    offline.score(wider, str(tmp_path), folder)
+  assert json.dumps(str(error.value)).count("embedding") >= 1
