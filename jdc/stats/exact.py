@@ -11,7 +11,7 @@ from jdc.data.batch import RowInputs
 from jdc.models import subsets
 from jdc.models.base import LanguageModel
 from jdc.stats.directions import Adam, Moments, adam_direction
-from jdc.stats.gradients import Features, Options, Params, chosen_paths
+from jdc.stats.gradients import Features, Options, Params, chosen_paths, microbatches
 from jdc.stats.losses import full_params, make_example_losses
 from jdc.stats.projection import make_projection, paths_and_leaves
 
@@ -146,10 +146,9 @@ def _map_blocks(
   inputs: RowInputs,
   sharding: jax.NamedSharding | None,
 ) -> Any:
-  """Maps blocks of `size` rows one after the other; rows of padding make up the last."""
+  """Maps blocks of at most `size` rows one after the other; padding makes up the last."""
   num_rows = inputs.tokens.shape[0]
-  size = min(size, num_rows)
-  count = -(-num_rows // size)
+  count, size = microbatches(num_rows, size, sharding)
 
   def split(x: jax.Array) -> jax.Array:
     # Row i goes to block i mod count, so that every device keeps its own rows.

@@ -1,5 +1,6 @@
 """Gradients of single examples as features: projected, preconditioned, or their norms."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from jdc.models import subsets
 from jdc.models.base import LanguageModel
 from jdc.stats.directions import DIRECTIONS, Adam, Moments
 from jdc.stats.losses import full_params
+from jdc.stats.probes import num_shards
 from jdc.stats.projection import paths_and_leaves, problems_of
 
 FIELDS = frozenset({"gradient", "update_direction", "gradient_norm"})
@@ -120,6 +122,19 @@ def chosen_paths(shapes: Params, options: Options) -> frozenset[str]:
     return frozenset(p for p, _ in paths_and_leaves(full_params(shapes)) if accepts(p))
   trained = (path for path, _ in paths_and_leaves(shapes[0]))
   return frozenset(p for p in trained if not options.top_layers or p.startswith(LAYERS))
+
+
+def microbatches(
+  num_rows: int, size: int, sharding: jax.NamedSharding | None
+) -> tuple[int, int]:
+  """Returns in how many microbatches rows are taken, and the rows of each: as few as suffice.
+
+  10 rows, 8 at most at a time, are 2 microbatches of 5, and not 2 of 8 that are padded. Where
+  `size` is a multiple of the shards of the batch, so is what is returned.
+  """
+  count = -(-num_rows // size)
+  step = 1 if sharding is None else math.gcd(num_shards(sharding), size)
+  return count, -(-num_rows // (count * step)) * step
 
 
 def _problems(

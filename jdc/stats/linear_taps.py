@@ -16,7 +16,7 @@ from jdc.data.batch import RowInputs
 from jdc.models import subsets
 from jdc.models.base import LanguageModel
 from jdc.models.taps import LinearMap
-from jdc.stats.gradients import Options
+from jdc.stats.gradients import Options, microbatches
 from jdc.stats.losses import full_params
 
 Params = tuple[Any, Any]  # those that are trained, and the frozen ones or None
@@ -137,18 +137,18 @@ def in_microbatches(
   size: int,
   sharding: jax.NamedSharding | None,
 ) -> Any:
-  """Returns `function` of the rows, `size` of them at a time, concatenated.
+  """Returns `function` of the rows, at most `size` of them at a time, concatenated.
 
   Args:
     function: of a batch, to arrays with a leading axis of its rows.
-    inputs: B rows; padded with rows without tokens where `size` does not divide more of them.
-    size: rows at a time, over all devices.
+    inputs: B rows; padded with rows without tokens to microbatches of one size.
+    size: the most rows at a time, over all devices.
     sharding: of batches; `None` for one device.
   """
   num_rows = len(inputs.tokens)
   if num_rows <= size:
     return function(inputs)
-  count = -(-num_rows // size)
+  count, size = microbatches(num_rows, size, sharding)
 
   def split(x: jax.Array) -> jax.Array:
     # Every count-th row, so that the rows of a device stay on it.

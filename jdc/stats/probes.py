@@ -71,6 +71,6 @@ def read_probes(
 
 def num_shards(sharding: jax.NamedSharding) -> int:
   """Returns into how many parts the rows of a batch are split."""
-  axes = sharding.spec[0] or ()
+  axes = (sharding.spec[0] or ()) if sharding.spec else ()
   names = (axes,) if isinstance(axes, str) else axes
   return math.prod(sharding.mesh.shape[name] for name in names)
