@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PROJECTIONS = ("count_sketch", "rademacher")
 
@@ -58,15 +59,24 @@ def make_projection(kind: str, size: int, key: jax.Array) -> Callable[[Any], jax
   """
   if problems := problems_of(kind, size):
     raise ValueError("; ".join(problems))
-  of_leaf = _rademacher if kind == "rademacher" else _count_sketch
+  of_block, length = _rademacher, max(1, _BLOCK // size)
+  if kind == "count_sketch":
+    of_block, length = _count_sketch, size * length
 
   def project(tree: Any) -> jax.Array:
-    found = [
-      of_leaf(_leaf_key(key, path), size, leaf.reshape(leaf.shape[0], -1))
-      for path, leaf in paths_and_leaves(tree)
-      if leaf.size
-    ]
-    return functools.reduce(jnp.add, found)
+    leaves = [(path, x.reshape(x.shape[0], -1)) for path, x in paths_and_leaves(tree)]
+    counts = [-(-x_BxP.shape[1] // length) for _, x_BxP in leaves]
+    # Python's own hash differs between processes.
+    hashes = np.repeat(np.uint32([zlib.crc32(path.encode()) for path, _ in leaves]), counts)
+    blocks = np.concatenate([np.arange(count) for count in counts])
+    # All keys at once: each draw by itself takes as long to compile as a layer.
+    keys = jax.vmap(lambda n, i: jax.random.fold_in(jax.random.fold_in(key, n), i))(
+      hashes, blocks
+    )
+    parts = zip(leaves, jnp.split(keys, np.cumsum(counts)[:-1]), strict=True)
+    return functools.reduce(
+      jnp.add, (_sum_blocks(of_block, keys, length, size, x_BxP) for (_, x_BxP), keys in parts)
+    )
 
   return project
 
@@ -90,56 +100,49 @@ def paths_and_leaves(tree: Any) -> list[tuple[str, Any]]:
   return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in flat]
 
 
-def _leaf_key(key: jax.Array, path: str) -> jax.Array:
-  # Python's own hash differs between processes.
-  return jax.random.fold_in(key, zlib.crc32(path.encode()))
-
-
 def _rademacher(key: jax.Array, size: int, x_BxP: jax.Array) -> jax.Array:
-  def one_block(index: Any, part_BxN: jax.Array) -> jax.Array:
-    sign_NxR = _signs(jax.random.fold_in(key, index), (part_BxN.shape[1], size))
-    return jnp.matmul(part_BxN, sign_NxR, precision=jax.lax.Precision.HIGHEST)
-
-  return _sum_blocks(one_block, max(1, _BLOCK // size), size, x_BxP) / math.sqrt(size)
+  words = jax.random.bits(key, (x_BxP.shape[1], size // _WORD), jnp.uint32)
+  product = jnp.matmul(x_BxP, _signs(words), precision=jax.lax.Precision.HIGHEST)
+  return product / math.sqrt(size)
 
 
 def _count_sketch(key: jax.Array, size: int, x_BxP: jax.Array) -> jax.Array:
-  def one_block(index: Any, part_BxN: jax.Array) -> jax.Array:
-    batch, count = part_BxN.shape
-    num_rows = -(-count // size)
-    part_BxN = jnp.pad(part_BxN, ((0, 0), (0, num_rows * size - count)))
-    signs, offsets = jax.random.split(jax.random.fold_in(key, index))
-    fold_BxFxR = part_BxN.reshape(batch, num_rows, size) * _signs(signs, (num_rows, size))
-    # Offsets of their own keep equal columns of a matrix from sharing buckets in every row.
-    offset_Fx1 = jax.random.randint(offsets, (num_rows, 1), 0, size)
-    source_FxR = (jnp.arange(size) - offset_Fx1) % size
-    return jnp.sum(jnp.take_along_axis(fold_BxFxR, source_FxR[None], axis=2), axis=1)
-
-  return _sum_blocks(one_block, size * max(1, _BLOCK // size), size, x_BxP)
+  batch, count = x_BxP.shape
+  num_rows, num_words = -(-count // size), -(-size // _WORD)
+  words = jax.random.bits(key, (num_rows, num_words + 1), jnp.uint32)
+  padded = jnp.pad(x_BxP, ((0, 0), (0, num_rows * size - count)))
+  fold_BxFxR = padded.reshape(batch, num_rows, size) * _signs(words[:, 1:])[:, :size]
+  # Offsets of their own keep equal columns of a matrix from sharing buckets in every row.
+  offset_Fx1 = (words[:, :1] % size).astype(jnp.int32)
+  source_FxR = (jnp.arange(size) - offset_Fx1) % size
+  return jnp.sum(jnp.take_along_axis(fold_BxFxR, source_FxR[None], axis=2), axis=1)
 
 
 def _sum_blocks(
-  one_block: Callable[[Any, jax.Array], jax.Array], length: int, size: int, x_BxP: jax.Array
+  of_block: Callable[[jax.Array, int, jax.Array], jax.Array],
+  keys: jax.Array,
+  length: int,
+  size: int,
+  x_BxP: jax.Array,
 ) -> jax.Array:
-  """Sums `one_block(i, x[:, i length : (i + 1) length])`, f32[b, size]; the last is shorter."""
+  """Sums the parts of blocks of `length` numbers, the last one shorter, f32[b, R]."""
   num_whole, rest = divmod(x_BxP.shape[1], length)
   total_BxR = jnp.zeros((x_BxP.shape[0], size), jnp.float32)
 
-  def add(total_BxR: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+  def add(total_BxR: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    index, key = block
     part = jax.lax.dynamic_slice_in_dim(x_BxP, index * length, length, axis=1)
-    return total_BxR + one_block(index, part.astype(jnp.float32)), None
+    return total_BxR + of_block(key, size, part.astype(jnp.float32)), None
 
   if num_whole:
-    total_BxR, _ = jax.lax.scan(add, total_BxR, jnp.arange(num_whole))
+    total_BxR, _ = jax.lax.scan(add, total_BxR, (jnp.arange(num_whole), keys[:num_whole]))
   if rest:
     last = x_BxP[:, num_whole * length :].astype(jnp.float32)
-    total_BxR += one_block(num_whole, last)
+    total_BxR += of_block(keys[num_whole], size, last)
   return total_BxR
 
 
-def _signs(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-  """-1.0 or 1.0 by one random bit each; words are drawn whole and may be cut off."""
-  rows, columns = shape
-  words = jax.random.bits(key, (rows, -(-columns // _WORD)), jnp.uint32)
-  bits = (words[:, :, None] >> jnp.arange(_WORD, dtype=jnp.uint32)) & 1
-  return 1.0 - 2.0 * bits.reshape(rows, -1)[:, :columns].astype(jnp.float32)
+def _signs(words_FxW: jax.Array) -> jax.Array:
+  """-1.0 or 1.0 by each bit, f32[F, 32 W]."""
+  bits = (words_FxW[:, :, None] >> jnp.arange(_WORD, dtype=jnp.uint32)) & 1
+  return 1.0 - 2.0 * bits.reshape(len(words_FxW), -1).astype(jnp.float32)
