@@ -1,19 +1,12 @@
 """The transport of TSDS: how the mass of the target examples is spread over the pool."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from jdc.policies.neighbours import Neighbours
 
 
-class Plan(NamedTuple):
-  probability_C: jax.Array  # f32, sum 1; all 0 where no query has a neighbour
-  spread: jax.Array  # f32[], s: what of 1/density a query reaches
-
-
-def transport(found: Neighbours, density_C: jax.Array, alpha: float, c: float) -> Plan:
+def transport(found: Neighbours, density_C: jax.Array, alpha: float, c: float) -> jax.Array:
   r"""Spreads mass 1/M of each of M queries over its neighbours, near ones first.
 
   With distances d_jk ascending, rows n_jk, densities rho_jk = density[n_jk], k < K, and
@@ -37,13 +30,16 @@ def transport(found: Neighbours, density_C: jax.Array, alpha: float, c: float) -
     alpha: in [0, 1].
     c: positive.
 
+  Returns:
+    p f32[C], of sum 1; all 0 where no query has a neighbour.
+
   Example:
     >>> found = Neighbours(jnp.array([[0.0, 0.1, 9.0]]), jnp.array([[2, 0, 1]]))
-    >>> transport(found, jnp.ones(4), alpha=0.5, c=5.0).probability_C.tolist()
+    >>> transport(found, jnp.ones(4), alpha=0.5, c=5.0).tolist()
     [0.5, 0.0, 0.5, 0.0]
   """
   distance_MxK, index_MxK = found
-  num_queries, num_ranks = index_MxK.shape
+  num_ranks = index_MxK.shape[1]
   valid_MxK = index_MxK >= 0
   inverse_MxK = jnp.where(valid_MxK, 1 / density_C[jnp.maximum(index_MxK, 0)], 0.0)
   # A parallel sum may fall by rounding; events of a query must come in order.
@@ -51,47 +47,37 @@ def transport(found: Neighbours, density_C: jax.Array, alpha: float, c: float) -
 
   is_event_MxE = valid_MxK[:, 1:]
   reach_MxE = jnp.where(is_event_MxE, reach_MxK[:, :-1], jnp.inf)
-  place_MxE = jnp.arange(num_ranks - 1) * num_queries + jnp.arange(num_queries)[:, None]
   gap_MxE = jnp.where(is_event_MxE, jnp.diff(distance_MxK), 0.0)
-  mean_increase_MxE = jnp.where(is_event_MxE, gap_MxE * reach_MxK[:, :-1], 0.0)
-  mean_increase_MxE /= jnp.maximum(jnp.sum(valid_MxK[:, 0]), 1)
-  stop = _stop(reach_MxE, place_MxE, mean_increase_MxE, alpha, c)
+  increase_MxE = jnp.where(is_event_MxE, gap_MxE * reach_MxK[:, :-1], 0.0)
+  num_queries = jnp.maximum(jnp.sum(valid_MxK[:, 0]), 1)
+  s = _stop(reach_MxE, increase_MxE / num_queries, alpha, c)
 
-  before_MxE = (reach_MxE < stop.reach) | ((reach_MxE == stop.reach) & (place_MxE < stop.place))
-  last_Mx1 = jnp.maximum(jnp.sum(before_MxE & is_event_MxE, axis=1, keepdims=True) - 1, 0)
+  # At the event that stops the walk, its row gets 1 / (M s rho) whether that event counts as
+  # one of the sum or the row is given the rest. The same holds for events tied with it.
+  taken_Mx1 = jnp.sum(is_event_MxE & (reach_MxE <= s), axis=1, keepdims=True)
+  last_Mx1 = jnp.maximum(taken_Mx1 - 1, 0)
   rank_K = jnp.arange(num_ranks)
-  used_M = jnp.take_along_axis(reach_MxK, last_Mx1, axis=1) / stop.reach
+  used_Mx1 = jnp.take_along_axis(reach_MxK, last_Mx1, axis=1) / s
   is_rest_MxK = rank_K == jnp.where(_has(valid_MxK, last_Mx1 + 1), last_Mx1 + 1, 0)
-  mass_MxK = jnp.where(rank_K <= last_Mx1, inverse_MxK / stop.reach, 0.0)
-  mass_MxK += jnp.where(is_rest_MxK, jnp.maximum(1 - used_M, 0.0), 0.0)
+  mass_MxK = jnp.where(rank_K <= last_Mx1, inverse_MxK / s, 0.0)
+  mass_MxK += jnp.where(is_rest_MxK, jnp.maximum(1 - used_Mx1, 0.0), 0.0)
 
   mass_C = sum_by_index(jnp.where(valid_MxK, mass_MxK, 0.0), index_MxK, density_C.shape[0])
   total = jnp.sum(mass_C)
-  return Plan(mass_C / jnp.where(total > 0, total, 1.0), stop.reach)
-
-
-class _Stop(NamedTuple):
-  """The event at which the walk stops, itself not carried out; inf where there is none."""
-
-  reach: jax.Array
-  place: jax.Array
+  return mass_C / jnp.where(total > 0, total, 1.0)
 
 
 def _stop(
-  reach: jax.Array, place: jax.Array, mean_increase: jax.Array, alpha: float, c: float
-) -> _Stop:
-  """Sorts the events and returns the first at which the cost is too high, else the last."""
-  if reach.size == 0:
-    return _Stop(jnp.float32(jnp.inf), jnp.int32(0))
-  flat = (reach.ravel(), place.astype(jnp.int32).ravel(), mean_increase.ravel())
-  reach_e, place_e, increase_e = jax.lax.sort(flat, num_keys=2)
+  reach_MxE: jax.Array, mean_increase_MxE: jax.Array, alpha: float, c: float
+) -> jax.Array:
+  """Returns s, c_jk of the first event whose cost is too high, else of the last, else inf."""
+  if reach_MxE.size == 0:
+    return jnp.float32(jnp.inf)
+  reach_e, increase_e = jax.lax.sort((reach_MxE.ravel(), mean_increase_MxE.ravel()), num_keys=1)
   is_event_e = reach_e < jnp.inf
   too_high_e = is_event_e & (alpha * jnp.cumsum(increase_e) >= (1 - alpha) * c)
-  stops = jnp.any(too_high_e)
   last = jnp.maximum(jnp.sum(is_event_e) - 1, 0)
-  at = jnp.where(stops, jnp.argmax(too_high_e), last)
-  # Where nothing stops the walk, the last event is carried out too.
-  return _Stop(reach_e[at], jnp.where(stops, place_e[at], place_e[at] + 1))
+  return reach_e[jnp.where(jnp.any(too_high_e), jnp.argmax(too_high_e), last)]
 
 
 def _has(valid_MxK: jax.Array, rank_Mx1: jax.Array) -> jax.Array:

@@ -103,17 +103,13 @@ def tsds(
     num, num_kde = _bounded(neighbours, given), _bounded(kde_neighbours, given)
     found = nearest(given.target_MxD, given.usable_M, given.pool_CxD, given.usable_C, num)
     density_C = density_of_found(found.index_MxK, given.pool_CxD, sigma, num_kde)
-    return jnp.log(transport(found, density_C, alpha, c).probability_C)
+    return jnp.log(transport(found, density_C, alpha, c))
 
   def counts(num_rows: int, num_targets: int) -> tuple[dict[str, int], list[str]]:
+    del num_targets
     bound = max(num_rows // 10, 1)
-    num = min(neighbours, bound)
-    problems = []
-    if num * num_targets >= 2**31:
-      problems.append(
-        f"neighbours * target examples below 2^31, got {num} * {num_targets}; lower neighbours"
-      )
-    return {"num_neighbours": num, "num_kde_neighbours": min(kde_neighbours, bound)}, problems
+    bounded = (min(neighbours, bound), min(kde_neighbours, bound))
+    return dict(zip(("num_neighbours", "num_kde_neighbours"), bounded, strict=True)), []
 
   rule = embedded.Rule("tsds", choose, counts)
   return embedded.selection(rule, claims, embedding, embeddings, max_candidates, normalise)
