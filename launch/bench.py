@@ -7,6 +7,7 @@
   python launch/bench.py --what=domains --num_domains=1000  # what a mixture of many costs
   python launch/bench.py --what=cross_entropy --vocab_size=32768 --width=512 --loss_chunk=256 \\
     --batch_size=4 --sequence_length=256 --pairs=10  # chunked losses against the plain one
+  python launch/bench.py --what=sweeps --peer=PYTHON  # statistics of a pool, beside DataFlex
 
 Ratios come from interleaved steps in one process; the A/A row is the hand-written loop against
 itself, which is what noise alone gives.
@@ -20,6 +21,7 @@ from typing import Any, cast
 import bench_domains
 import bench_policies
 import bench_setup
+import bench_sweeps
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,13 +61,13 @@ from jdc.train.step import make_train_step
 WHAT = flags.DEFINE_enum(
   "what",
   "loop",
-  ["loop", "loader", "throughput", "cross_entropy", "policies", "domains"],
+  ["loop", "loader", "throughput", "cross_entropy", "policies", "domains", "sweeps"],
   "What to measure.",
 )
 PEAK = flags.DEFINE_float("peak_tflops", 0.0, "The chip's peak, for the share that is used.")
 CHUNK = flags.DEFINE_integer("loss_chunk", None, "Positions of a chunk of logits; or auto.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps that throughput is measured over.")
-for module in (bench_setup, bench_policies, bench_domains):
+for module in (bench_setup, bench_policies, bench_domains, bench_sweeps):
   flags.adopt_module_key_flags(module)
 
 
@@ -79,6 +81,7 @@ def main(argv: list[str]) -> None:
     "cross_entropy": bench_cross_entropy,
     "policies": bench_policies.main,
     "domains": bench_domains.main,
+    "sweeps": bench_sweeps.main,
   }[WHAT.value]()
 
 
