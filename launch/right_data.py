@@ -8,8 +8,8 @@ DIR holds `pool.jsonl.gz`, records of `instruction`, `input`, `output` and `sour
 task and those that are `never_relevant`. A small decoder is trained on the pool, from each seed
 anew. At its last checkpoint every method picks a tenth of the pool for each target, or, where
 it weighs tasks against each other, for all of them at once; `right_data.md` and
-`right_data.json` in the workdir say how much of that is relevant. A TF-IDF match of the texts
-and a random tenth stand beside.
+`right_data.json` in the workdir say after each seed how much of that is relevant. A TF-IDF
+match of the texts and a random tenth stand beside.
 
 No selection can read `source`: runs see a copy of the texts. Stopped, the same command
 continues; a selection is made again where its config or data have changed. A change of the code
@@ -40,7 +40,7 @@ SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "A model and all selections 
 TARGETS = flags.DEFINE_list("targets", ["gsm8k", "humaneval"], "Tasks.")
 METHODS = flags.DEFINE_list("methods", [], "Some of the methods; empty: all.")
 ROWS = flags.DEFINE_integer("rows", 0, "Rows of the pool; 0: all.", lower_bound=0)
-PASSES = flags.DEFINE_float("passes", 4.0, "Passes over the pool in training.")
+PASSES = flags.DEFINE_float("passes", 3.0, "Passes over the pool in training.")
 TINY = flags.DEFINE_bool("tiny", False, "A model of some thousand parameters, to try things.")
 
 ONE_IN = 10  # rows of the pool is picked
@@ -118,6 +118,7 @@ def run(
   """Trains, picks and compares; returns the table."""
   begin = time.monotonic()
   staged = right_data.stage(data, workdir, tasks, num_rows, VOCAB_SIZE)
+  relevance = json.loads((data / "relevance.json").read_text(encoding="utf-8"))
   count = -(-len(staged.records) // ONE_IN)
   known = methods(count, num_layers=2 if tiny else 4)
   if unknown := [name for name in names if name not in known]:
@@ -129,7 +130,7 @@ def run(
   tokens_per_step = first.batch_size * (first.sequence_length + 1)
   num_steps = 4 * max(1, round(passes * num_tokens / tokens_per_step / 4))
 
-  found = []
+  found, table = [], ""
   for seed in seeds:
     base = config_of(staged, num_steps, seed, tiny)
     folder = workdir / f"seed-{seed}"
@@ -140,13 +141,7 @@ def run(
         right_data.pick(name, known[name], target, base, staged, folder, count)
         for target in known[name].targets(tasks)
       ]
-
-  # From here on, and only here, the sources are known.
-  relevance = json.loads((data / "relevance.json").read_text(encoding="utf-8"))
-  table = report.markdown(found, staged.sources, relevance)
-  (workdir / "right_data.md").write_text(table + "\n", encoding="utf-8")
-  content = report.as_json(found, staged.sources, relevance)
-  runs.write_json(workdir / "right_data.json", content)
+    table = report.write(found, staged.sources, relevance, workdir)
   hours, share = (time.monotonic() - begin) / 3600, len(staged.records) / staged.num_rows
   print(
     f"{len(seeds)} seeds of {num_steps} steps on {share:.0%} of the pool: {hours:.2f} h now"

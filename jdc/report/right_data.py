@@ -1,7 +1,9 @@
 """How much of what a selection picked is of the sources that help its target."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,6 +95,20 @@ def interval(values: Sequence[float]) -> Interval:
     [0.6, 0.352, 0.848]
   """
   return paired_interval(values, np.zeros(len(values)).tolist())
+
+
+def write(
+  found: Sequence[Picked],
+  sources: Sequence[str],
+  relevance: Mapping[str, Sequence[str]],
+  folder: str | Path,
+) -> str:
+  """Writes `right_data.md` and `right_data.json`, and returns the former."""
+  text = markdown(found, sources, relevance)
+  (Path(folder) / "right_data.md").write_text(text + "\n", encoding="utf-8")
+  content = json.dumps(as_json(found, sources, relevance), indent=1)
+  (Path(folder) / "right_data.json").write_text(content + "\n", encoding="utf-8")
+  return text
 
 
 def tables(
