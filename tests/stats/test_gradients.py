@@ -246,6 +246,17 @@ def test_devices_do_not_matter(name, size):
   check(name, {field: np.asarray(x) for field, x in found.items()})
 
 
+def test_top_layers_need_no_backward_pass_below():
+  """Only the losses that stop there are differentiated."""
+  model, params = model_of("whole"), params_of("whole")
+  model = model._replace(token_losses=None)
+  made = make_features(model, params, frozenset({"gradient"}), OPTIONS["top"], KEY)
+  assert jax.eval_shape(made.compute, params, None, rows())["gradient"].shape == (B, SIZE)
+  made = make_features(model, params, frozenset({"gradient"}), OPTIONS["whole"], KEY)
+  with pytest.raises(TypeError, match="not callable"):
+    jax.eval_shape(made.compute, params, None, rows())
+
+
 def test_memory_does_not_grow_with_the_rows():
   model = small_model(1024)
   params = Params(jax.eval_shape(model.init, jax.random.key(0)), None)
