@@ -67,11 +67,11 @@ def make_projection(kind: str, size: int, key: jax.Array) -> Callable[[Any], jax
     leaves = [(path, x.reshape(x.shape[0], -1)) for path, x in paths_and_leaves(tree)]
     counts = [-(-x_BxP.shape[1] // length) for _, x_BxP in leaves]
     # Python's own hash differs between processes.
-    hashes = np.repeat(np.uint32([zlib.crc32(path.encode()) for path, _ in leaves]), counts)
+    hashes = np.array([zlib.crc32(path.encode()) for path, _ in leaves], np.uint32)
     blocks = np.concatenate([np.arange(count) for count in counts])
     # All keys at once: each draw by itself takes as long to compile as a layer.
     keys = jax.vmap(lambda n, i: jax.random.fold_in(jax.random.fold_in(key, n), i))(
-      hashes, blocks
+      np.repeat(hashes, counts), blocks
     )
     parts = zip(leaves, jnp.split(keys, np.cumsum(counts)[:-1]), strict=True)
     return functools.reduce(
