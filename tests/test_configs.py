@@ -26,6 +26,9 @@ RUNS = {
   "finetune_lora": ("finetune_lora.py:tiny", []),
   "finetune_lora_alone": ("finetune_lora.py:tiny,policy=none", []),
   "finetune_full": ("finetune_full.py:tiny", ["--config.corpus.template=tokenizer"]),
+  "select_less": ("select_less.py:tiny,composed", []),
+  "select_tsds": ("select_tsds.py:tiny", []),
+  "select_greats": ("select_greats.py:tiny", []),
   "mixture_of_experts": ("mixture_of_experts.py:tiny", []),
   # The other stages of recipes are launched in tests/recipes, one after the other.
   "doremi_reference": ("doremi.py:reference,tiny", []),
@@ -43,6 +46,16 @@ def write_domains(folder: Path) -> Path:
   return folder
 
 
+def write_task(instruct_folder: Path, folder: Path) -> Path:
+  """Records of one of the domains, as a target set."""
+  tasks = folder / "tasks"
+  tasks.mkdir()
+  source = sorted(path for path in instruct_folder.iterdir() if path.suffix == ".jsonl")[0]
+  lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+  (tasks / source.name).write_text("".join(lines[:8]), encoding="utf-8")
+  return tasks
+
+
 def test_every_config_is_run():
   configs = {path.stem for path in (ROOT / "configs").glob("*.py")}
   run = {file.partition(".")[0] for file, _ in RUNS.values()}
@@ -53,9 +66,11 @@ def test_every_config_is_run():
 @pytest.mark.parametrize("name", RUNS)
 def test_config_trains_in_its_tiny_form(name, tmp_path, base_folder, instruct_folder):
   config, arguments = RUNS[name]
-  if name.startswith("finetune"):
+  if name.startswith(("finetune", "select")):
     folders = [f"--config.weights.folder={base_folder}", f"--config.data={instruct_folder}"]
     arguments = [*arguments, *folders]
+    if name.startswith("select"):
+      arguments.append(f"--config.target.folder={write_task(instruct_folder, tmp_path)}")
   elif name != "quickstart":
     folder = tmp_path / "domains"
     folder.mkdir()
