@@ -1,5 +1,7 @@
 """Sweeps: which rows they visit, and that chunks give what each row gives by itself."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from jdc.models.base import MESH_AXES
 from jdc.models.configs import DecoderConfig
 from jdc.models.decoder import decoder
 from jdc.stats import pool as pool_lib
+from jdc.stats.buckets import buckets
 from jdc.stats.features_table import FeaturesTable, FeaturesWriter
 from jdc.stats.sweep_store import SweepStore
 from jdc.train import sharding
@@ -123,9 +126,17 @@ def read(batch):
   return jnp.stack([*sums, batch.example_id, batch.domain], axis=1)
 
 
+@pytest.fixture
+def many_shapes(monkeypatch):
+  """As if compilations took no time: otherwise a sweep this short has one shape."""
+  monkeypatch.setattr(pool_lib, "buckets", functools.partial(buckets, compilation=0))
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("sampled", [False, True])
-def test_buckets_give_what_each_row_gives_at_full_length(records, devices, sampled):
+def test_buckets_give_what_each_row_gives_at_full_length(
+  records, devices, sampled, many_shapes
+):
   batches = on(devices)
   ids = np.arange(len(records), dtype=np.int32)
   if sampled:
@@ -145,7 +156,7 @@ def test_buckets_give_what_each_row_gives_at_full_length(records, devices, sampl
   assert sampled or found.share_padding < 0.3
 
 
-def test_the_losses_of_a_model_are_those_of_single_rows(records):
+def test_the_losses_of_a_model_are_those_of_single_rows(records, many_shapes):
   model = decoder(
     DecoderConfig(
       vocab_size=50, width=16, num_layers=2, num_heads=2, num_kv_heads=1, mlp_width=32
