@@ -64,7 +64,7 @@ def decoder(
     >>> params = model.init(jax.random.key(0))
     >>> params["layers"]["attention"]["query"]["kernel"].shape
     (2, 32, 32)
-    >>> tokens = jnp.arange(8, dtype=jnp.int32)[None]
+    >>> tokens = jax.numpy.arange(8, dtype=jax.numpy.int32)[None]
     >>> model.token_losses(params, tokens, tokens, tokens, jnp.ones_like(tokens)).shape
     (1, 8)
   """
