@@ -60,11 +60,12 @@ def decoder(
     >>> config = DecoderConfig(
     ...   vocab_size=256, width=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_width=64
     ... )
+    >>> import jax.numpy as jnp
     >>> model = decoder(config)
     >>> params = model.init(jax.random.key(0))
     >>> params["layers"]["attention"]["query"]["kernel"].shape
     (2, 32, 32)
-    >>> tokens = jax.numpy.arange(8, dtype=jax.numpy.int32)[None]
+    >>> tokens = jnp.arange(8, dtype=jnp.int32)[None]
     >>> model.token_losses(params, tokens, tokens, tokens, jnp.ones_like(tokens)).shape
     (1, 8)
   """
