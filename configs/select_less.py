@@ -11,9 +11,9 @@ influence. `:policy=icons` selects by the votes of the tasks, and `:policy=clust
 some examples of each cluster in place of all; `:composed` lets ODM mix the domains and the
 losses weight the examples besides. `:tiny` shrinks everything but the model.
 
-  python launch/sweep.py --config=configs/select_less.py ... --run=RUN --output=scores.parquet
+  python launch/sweep.py --config=configs/select_less.py:scores ... --run=RUN --output=FILE
 
-writes the scores of all examples under a checkpoint.
+writes the scores of all examples under a checkpoint: `:scores` leaves the warm-up out.
 """
 
 from ml_collections import ConfigDict
@@ -32,8 +32,8 @@ def after_random(rounds: int, fraction: float, policy: DataPolicy) -> DataPolicy
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """Returns the run; `arg` may hold `tiny`, `composed` and `policy=icons` or another."""
-  chosen = c.parse_arg(arg, tiny=False, composed=False, policy="less")
+  """Returns the run; `arg` may hold `tiny`, `composed`, `scores` and `policy=icons`."""
+  chosen = c.parse_arg(arg, tiny=False, composed=False, scores=False, policy="less")
   tiny, share = chosen["tiny"], 0.5 if chosen["tiny"] else 0.05
   known = {
     "less": c.policy(selection.less),
@@ -47,6 +47,8 @@ def get_config(arg: str = "") -> ConfigDict:
   selecting = c.policy(after_random, rounds=1, fraction=share, policy=known[chosen["policy"]])
   if chosen["policy"] == "cluster_less":  # names the rows to sweep, as no other stage would
     selecting = c.policy(policies.keep, fraction=share, policy=known["cluster_less"])
+  if chosen["scores"]:
+    selecting = known[chosen["policy"]]
   others = {}
   if chosen["composed"]:
     others = {

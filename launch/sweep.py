@@ -1,10 +1,10 @@
 """Scores a pool of examples by a selection, without training, and writes a table.
 
-  python launch/sweep.py --config=configs/select_less.py --config.data=DIR \
+  python launch/sweep.py --config=configs/select_less.py:scores --config.data=DIR \
     --config.target.folder=TARGETS --run=runs/warmup --output=scores.parquet
 
-The config is that of a run: its data, its model and its round-scope selection, whatever its
-steps. `--run` is a run directory whose newest checkpoint, or those of `--steps=100,200`, give
+The config is that of a run: its data, its model and its round-scope selection as it decides in
+its first round, without a warm-up before it. `--run` is a run directory whose newest checkpoint, or those of `--steps=100,200`, give
 parameters and optimizer; it has trained the same parameters, under any policies. Without it the
 parameters are those that the config starts from. With several checkpoints each begins a round,
 so that LESS with `checkpoints="sum"` adds them up.
@@ -24,7 +24,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from jdc.train import command, loop, offline, process
+from jdc.train import command, loop, offline, process, sweeps
 from jdc.train import config as config_lib
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="A run's config file.")
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> None:
   scored = offline.score(run, workdir, folder, steps)
   if jax.process_index() == 0:
     write(output, run, scored)
+    sweeps.forget(f"{workdir}/sweeps", max(scored.steps) + 1)  # the table has it all
     print(f"{output}: {len(scored.columns['score'])} rows, {_summary(scored)}")
 
 

@@ -57,7 +57,7 @@ def score(
       checkpoints are of other parameters.
     checkpoint.Damaged: if a checkpoint cannot be read.
   """
-  run, targets = _selecting(run), None
+  run = _selecting(run)
   config, policies = run.config, run.policies
   targets = sources.target_rows(config, policies, run.domains, run.tasks)
   sizes = setup.sizes_of(run.model, run.domains, targets, run.tasks)

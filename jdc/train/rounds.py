@@ -117,7 +117,8 @@ def make_round_start(
     for rows in _distinct(list(swept.values())):  # slots that sweep the same rows share a pass
       found = sweeps.scores(state, facts, rows, round_)
       spent = spent.plus(found.cost)
-      shown |= {n: _spread(x, rows, len(pool), np.nan, False) for n, x in found.shown.items()}
+      if np.any(rows >= 0):  # padding tells nothing of rows that another sweep has looked at
+        shown |= {n: _spread(x, rows, len(pool), np.nan, False) for n, x in found.shown.items()}
       scores |= {n: found.scores[n] for n in scored if np.array_equal(swept[n], rows)}
     for name in scored:
       if not due[name]:
