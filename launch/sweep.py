@@ -4,10 +4,11 @@
     --config.target.folder=TARGETS --run=runs/warmup --output=scores.parquet
 
 The config is that of a run: its data, its model and its round-scope selection as it decides in
-its first round, without a warm-up before it. `--run` is a run directory whose newest checkpoint,
-or those of `--steps=100,200`, give parameters and optimizer; it has trained the same parameters,
-under any policies. Without it the parameters are those that the config starts from. With several
-checkpoints each begins a round, so that LESS with `checkpoints="sum"` adds them up.
+its first round, without a warm-up before it. `--run` is a run directory whose newest
+checkpoint, or those of `--steps=100,200`, give parameters and optimizer; it has trained the
+same parameters, under any policies. Without it the parameters are those that the config starts
+from. With several checkpoints each begins a round, so that LESS with `checkpoints="sum"` adds
+them up.
 
 The Parquet file has a row for each row of the pool: `example_id`, `domain`, `where` it was,
 `score`, the logit by which it would be drawn, and the statistics that were observed.
