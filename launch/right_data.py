@@ -19,6 +19,7 @@ the whole would take.
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,6 +142,7 @@ def run(
         right_data.pick(name, known[name], target, base, staged, folder, count)
         for target in known[name].targets(tasks)
       ]
+    shutil.rmtree(folder / right_data.FEATURES, ignore_errors=True)
     table = report.write(found, staged.sources, relevance, workdir)
   hours, share = (time.monotonic() - begin) / 3600, len(staged.records) / staged.num_rows
   print(

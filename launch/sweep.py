@@ -14,6 +14,10 @@ The Parquet file has a row for each row of the pool: `example_id`, `domain`, `wh
 `score`, the logit by which it would be drawn, and the statistics that were observed.
 `selection.from_file` reads it, and so does anything else. An interrupted sweep goes on where it
 was when the same command is given again.
+
+With `--features=DIR` the gradients that the selection compares stay in files that are mapped
+into memory, a folder for each step. A sweep of the same parameters and data for other targets,
+or by another policy that reads the same gradients, then passes over no row of the pool.
 """
 
 import json
@@ -36,6 +40,9 @@ OUTPUT = flags.DEFINE_string("output", None, "The table, a new .parquet file.", 
 WORKDIR = flags.DEFINE_string(
   "workdir", "", "Where an interrupted sweep is kept; empty: OUTPUT.partial."
 )
+FEATURES = flags.DEFINE_string(
+  "features", "", "A folder that keeps projected gradients for the next sweep; empty: none."
+)
 CACHE = flags.DEFINE_string(
   "compilation_cache", None, "Persistent compilation cache; empty: none."
 )
@@ -53,7 +60,7 @@ def main(argv: list[str]) -> None:
   config = config_lib.from_config_dict(CONFIG.value)
   workdir = WORKDIR.value or f"{output}.partial"
   run = command.build_run(config, workdir, CACHE.value)
-  scored = offline.score(run, workdir, folder, steps)
+  scored = offline.score(run, workdir, folder, steps, FEATURES.value or None)
   if jax.process_index() == 0:
     write(output, run, scored)
     sweeps.forget(f"{workdir}/sweeps", max(scored.steps) + 1)  # the table has it all

@@ -26,6 +26,7 @@ from jdc.train.config import TrainConfig
 
 END = "<|end|>"  # of a response
 TEXTS = ("instruction", "input", "output")
+FEATURES = "features"  # folder of the gradients that are kept, gigabytes of them
 _UNTARGETED = "untargeted"
 _LOG = logging.getLogger("jdc")
 
@@ -175,7 +176,7 @@ def pick(
     lines = np.arange(len(logits))
   else:
     sweeps = str(path.with_suffix(".sweeps"))
-    logits, lines, cost = _score(method, config, base, folder / "checkpoints", sweeps)
+    logits, lines, cost = _score(method, config, base, folder, sweeps)
   noise = jax.random.fold_in(jax.random.key(base.seed), zlib.crc32(f"{name} {own}".encode()))
   rows = sorted(lines[draw(logits, method.draw, count, noise)].tolist())
   found = Picked(name, target, base.seed, tuple(rows), time.monotonic() - begin, *cost)
@@ -229,13 +230,17 @@ def _scoring(method: Method, target: str, base: TrainConfig, staged: Staged) -> 
 
 
 def _score(
-  method: Method, config: TrainConfig, base: TrainConfig, checkpoints: Path, workdir: str
+  method: Method, config: TrainConfig, base: TrainConfig, folder: Path, workdir: str
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
-  """Logits of the rows that a model can read, their lines in the pool, and the cost."""
+  """Logits of the rows that a model can read, their lines in the pool, and the cost.
+
+  Gradients are kept for other targets and methods; the cost is that without them.
+  """
   built = command.build_run(config, workdir)
   steps = [base.num_steps // 4, base.num_steps] if method.since_first_quarter else []
-  scored = offline.score(built, workdir, str(checkpoints), steps)
+  kept = folder / FEATURES / hashlib.sha256(repr(config.features).encode()).hexdigest()[:16]
+  scored = offline.score(built, workdir, str(folder / "checkpoints"), steps, str(kept))
   (table,) = (domain.train for domain in built.domains.values())
   lines = [int(table.where(row).rpartition(":")[2]) - 1 for row in range(len(table))]
-  cost = (scored.cost.forward, scored.cost.backward)
-  return scored.columns["score"], np.array(lines), cost
+  forward, backward = (rows + scored.rows_read for rows in scored.cost)
+  return scored.columns["score"], np.array(lines), (forward, backward)

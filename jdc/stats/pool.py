@@ -12,13 +12,13 @@ import numpy as np
 
 from jdc.data import loader
 from jdc.stats.buckets import Chunk, Shape, buckets, fill, sample_shapes
-from jdc.stats.features_table import FeaturesWriter
+from jdc.stats.features_table import FeaturesTable, FeaturesWriter
 from jdc.stats.progress import Progress
 from jdc.stats.results import Results
 from jdc.stats.sweep_store import SweepStore, in_all_processes
 
-# (params, context, batch) -> {slot: [b, ...]}, replicated
-ScoreChunk = Callable[[Any, Any, loader.Batch], dict[str, jax.Array]]
+# (params, context, batch[, known features]) -> {slot: [b, ...]}, replicated
+ScoreChunk = Callable[..., dict[str, jax.Array]]
 
 
 def candidates(
@@ -72,7 +72,7 @@ def sweep(
   sharding: jax.NamedSharding,
   *,
   store: SweepStore | None = None,
-  features: FeaturesWriter | None = None,
+  features: FeaturesWriter | FeaturesTable | None = None,
   name: str | None = "sweep",
 ) -> Swept:
   """Scores rows in length buckets, longest first, in chunks of at most 16 shapes.
@@ -92,7 +92,8 @@ def sweep(
     sharding: of batches.
     store: holds the chunks that an interrupted sweep has scored, and is given the others. Its
       key must tell the parameters, the context and the pool from any others.
-    features: is given the entries of its names, which then are not kept in memory.
+    features: a writer is given the entries of its names, which then are not kept in memory; of
+      a table `score_chunk` is given the features of the rows by name, f32[b, R] each.
     name: what the progress is called; `None` shows none.
 
   Returns:
@@ -103,7 +104,8 @@ def sweep(
   """
   begin = time.monotonic()
   chunks = _chunks(pool, ids_C, batch_size, _num_shards(sharding, batch_size))
-  results = Results(ids_C, store, features)
+  writer, table = _told_apart(features)
+  results = Results(ids_C, store, writer)
   held = in_all_processes([results.holds(chunk) for chunk in chunks])
   missing = []
   for chunk, is_held in zip(chunks, held, strict=True):
@@ -118,19 +120,43 @@ def sweep(
   with contextlib.closing(Progress(name, rows, positions, rows - missing_rows)) as progress:
     for chunk in missing:
       batch = rows_batch(pool, chunk.ids(ids_C), sharding, chunk.length)
+      known = _known(table, chunk.ids(ids_C), sharding)
       while len(waiting) > ahead:
         _settle(waiting, results, progress)
-      waiting.append((chunk, score_chunk(params, context, batch)))
+      waiting.append((chunk, score_chunk(params, context, batch, *known)))
     while waiting:
       _settle(waiting, results, progress)
   if not chunks:
-    empty = rows_batch(pool, np.full(batch_size, -1), sharding)
-    results.make_room(jax.eval_shape(score_chunk, params, context, empty))
+    nothing = np.full(batch_size, -1)
+    empty = (rows_batch(pool, nothing, sharding), *_known(table, nothing, sharding))
+    results.make_room(jax.eval_shape(score_chunk, params, context, *empty))
   results.finish()
   used = sum(int(pool.input_lengths(ids_C[chunk.place_n]).sum()) for chunk in missing)
   seconds = time.monotonic() - begin
   counts = (rows, len(chunks), len(missing), positions, positions - used, seconds)
   return Swept(results.scores, *counts)
+
+
+def _told_apart(
+  features: FeaturesWriter | FeaturesTable | None,
+) -> tuple[FeaturesWriter | None, FeaturesTable | None]:
+  if isinstance(features, FeaturesTable):
+    return None, features
+  return features, None
+
+
+def _known(
+  table: FeaturesTable | None, ids_B: np.ndarray, sharding: jax.NamedSharding
+) -> tuple[dict[str, jax.Array], ...]:
+  """The features of rows on the devices, zeros where the id is -1."""
+  if table is None:
+    return ()
+  here_B = (ids_B >= 0) & loader.local_rows(ids_B, sharding)
+  found = {}
+  for name in table.names:
+    found[name] = np.zeros((len(ids_B), table.size(name)), np.float32)
+    found[name][here_B] = table.rows(ids_B[here_B], name)
+  return (loader.place(found, sharding),)
 
 
 def _settle(

@@ -15,6 +15,7 @@ from jdc.train import config as config_lib
 from jdc.train import features as features_lib
 from jdc.train import state as state_lib
 from jdc.train.cost import Cost
+from jdc.train.kept_features import KeptFeatures
 from jdc.train.state import TrainState, Weights
 from jdc.train.sweeps import make_sweeps
 
@@ -25,6 +26,7 @@ class Scored(NamedTuple):
   columns: dict[str, np.ndarray]  # by name, one value a row, in the order of the pool
   metrics: dict[str, Any]  # of the policy, at the last checkpoint
   cost: Cost
+  rows_read: int  # whose features were kept by an earlier call, and are not in the cost
   fingerprint: str  # of the data
   steps: tuple[int, ...]  # of the checkpoints
 
@@ -34,6 +36,7 @@ def score(
   workdir: str,
   checkpoints: str | None = None,
   steps: Sequence[int] = (),
+  features: str | None = None,
 ) -> Scored:
   """Returns what the selection of a run makes of the pool, at one or more checkpoints.
 
@@ -46,6 +49,10 @@ def score(
     checkpoints: folder of checkpoints of a run that trains the same parameters, under whatever
       policies; `None`: the parameters that `run` starts from.
     steps: of the checkpoints; empty: the newest.
+    features: a local folder that keeps the projected gradients of the pool, for
+      `stats.features_table.FeaturesTable` and for the next call: where it holds those of the
+      same parameters, data and `config.features`, they are read and not computed. `None`: they
+      are not kept.
 
   Returns:
     Columns `example_id`, `domain` (its place), `score` (the logit, -inf for rows that may not
@@ -54,7 +61,7 @@ def score(
 
   Raises:
     ValueError: if the run has no round-scope selection, parts of it do not fit together, or the
-      checkpoints are of other parameters.
+      checkpoints are of other parameters, or `features` holds those of others.
     checkpoint.Damaged: if a checkpoint cannot be read.
   """
   run = _selecting(run)
@@ -68,16 +75,16 @@ def score(
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
   batches = sharding.batch_sharding(mesh)
   start = state_lib.Start(run.model, run.weights, run.trainable)
-  features = features_lib.of_run(config, start, policies, run.adam, batches)
+  of_rows = features_lib.of_run(config, start, policies, run.adam, batches)
   spec = setup.run_spec(
-    config, run.domains, policies, sizes._replace(feature_size=features.size)
+    config, run.domains, policies, sizes._replace(feature_size=of_rows.size)
   )
   decisions, policy_states = state_lib.init_policies(policies, spec, config.seed)
   checks.check_decisions(decisions, spec, policies)
 
   with jax.set_mesh(mesh):
     refresh = sources.make_refresh(
-      config, run.model, policies, targets, spec, batches, features.target
+      config, run.model, policies, targets, spec, batches, of_rows.target
     )
     state = state_lib.init(start, run.optimizer, policy_states, mesh, config.seed)
     pool = Pool([domain.train for domain in run.domains.values()], spec.sequence_length)
@@ -90,9 +97,10 @@ def score(
       config_lib.to_json(config), policies, run.domains, None, state.params, run.weights,
       targets, run.reference.fingerprint if run.reference is not None else None,
     )  # fmt: skip
+    kept = None if features is None else KeptFeatures(features, described)
     sweeps = make_sweeps(
       run.model, model, policies, pool, config.plan.sweep_batch_size or config.batch_size,
-      batches, features.round, f"{workdir}/sweeps", described,
+      batches, of_rows.round, f"{workdir}/sweeps", described, kept,
     )  # fmt: skip
     begin = rounds.make_round_start(
       policies, spec, config.seed, pool, batches, sweeps, run.learning_rate,
@@ -118,7 +126,8 @@ def score(
   if rows.weights_N is not None:
     columns["weight"] = rows.weights_N
   fingerprint = setup.data_fingerprint(run.domains)
-  return Scored(columns | begun.shown, metrics, cost, fingerprint, tuple(done))
+  rows_read = 0 if kept is None else kept.rows_read
+  return Scored(columns | begun.shown, metrics, cost, rows_read, fingerprint, tuple(done))
 
 
 def _selecting(run: loop.Run) -> loop.Run:

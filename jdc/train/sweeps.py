@@ -16,10 +16,13 @@ from jdc.policies.combine import Policies
 from jdc.stats import pool as pool_lib
 from jdc.stats.digest import digest
 from jdc.stats.directions import moments_of
+from jdc.stats.features_table import FeaturesTable, FeaturesWriter
 from jdc.stats.gradients import Features
 from jdc.stats.sweep_store import SweepStore, clean
+from jdc.train import kept_features
 from jdc.train.cost import Cost
 from jdc.train.features import FIELDS
+from jdc.train.kept_features import KeptFeatures
 from jdc.train.observe import example_stats
 from jdc.train.passes import EMBEDDINGS, REFERENCE, Microbatch, Shared, make_passes
 from jdc.train.state import TrainState, full_params, slots
@@ -55,6 +58,7 @@ def make_sweeps(
   features: Features | None = None,
   folder: str | None = None,
   fingerprint: Any = None,
+  kept: KeptFeatures | None = None,
 ) -> Sweeps:
   """Returns the sweeps for the round-scope policies of a run.
 
@@ -68,6 +72,7 @@ def make_sweeps(
     features: computes the gradients that policies observe in rounds.
     folder: where an interrupted sweep leaves what it has; `None`: nowhere.
     fingerprint: JSON that tells the run and its data from others.
+    kept: where features are read, or written where they are not; `None`: they are not kept.
   """
   active = {n: p for n, p in slots(policies).items() if p.scope == "round"}
   scored = {n: p for n, p in active.items() if p.score is not None}
@@ -75,13 +80,14 @@ def make_sweeps(
   everywhere = jax.NamedSharding(sharding.mesh, jax.P())  # every process reads the results
   parts = (model, reference, features)
   score_chunk = jax.jit(_scorer(*parts, scored), out_shardings=everywhere)
+  keep_chunk = jax.jit(_scorer(*parts, scored, keeps=True), out_shardings=everywhere)
   fields = frozenset[str]().union(*(p.observes_pool for p in preparing.values()))
   tell_chunk = jax.jit(_teller(*parts, fields), out_shardings=everywhere)
   prepare_all = jax.jit(_preparer(preparing), out_shardings=everywhere)
 
   def sweep(
     chunk: Callable, state: TrainState, facts: dict[str, Any], ids: np.ndarray, name: str,
-    observed: frozenset[str],
+    observed: frozenset[str], table: FeaturesTable | FeaturesWriter | None = None,
   ) -> tuple[dict[str, np.ndarray], Cost]:  # fmt: skip
     directed = features is not None and "update_direction" in observed
     moments = moments_of(state.opt_state) if directed else None
@@ -97,16 +103,23 @@ def make_sweeps(
       }
       store = SweepStore(folder, key)
     swept = pool_lib.sweep(
-      chunk, state.parts, context, pool, ids, batch_size, sharding, store=store, name=name
-    )
+      chunk, state.parts, context, pool, ids, batch_size, sharding, store=store,
+      features=table, name=name,
+    )  # fmt: skip
     compares = bool(observed & REFERENCE) and pool.reference is None
-    forward = bool(observed & _FORWARD) + compares + bool(observed & FIELDS)
+    read = frozenset(table.names) if isinstance(table, FeaturesTable) else frozenset()
+    computed = observed & FIELDS - read
+    forward = bool(observed & _FORWARD) + compares + bool(computed)
     rows = int(np.sum(ids >= 0))
-    return swept.scores, Cost(forward * rows, bool(observed & FIELDS) * rows)
+    return swept.scores, Cost(forward * rows, bool(computed) * rows)
 
   def scores(state: TrainState, facts: dict[str, Any], ids: np.ndarray, round_: int) -> Found:
     observed = frozenset[str]().union(*(p.observes for p in scored.values()))
-    found, cost = sweep(score_chunk, state, facts, ids, f"round {round_}", observed)
+    names, table = observed & kept_features.NAMES, None
+    if kept is not None and names:
+      table = kept.open(names, state, ids)
+    chunk = keep_chunk if isinstance(table, FeaturesWriter) else score_chunk
+    found, cost = sweep(chunk, state, facts, ids, f"round {round_}", observed, table)
     shown = {n: found.pop(f"shown/{n}") for n in _SHOWN if n in observed}
     return Found(found, shown, cost)
 
@@ -134,21 +147,27 @@ def _scorer(
   reference: LanguageModel | None,
   features: Features | None,
   scored: dict[str, DataPolicy],
+  keeps: bool = False,
 ) -> Callable:
+  """Returns what scores a chunk by computed or known features, and tells those it keeps."""
   wanted = frozenset[str]().union(*(policy.observes for policy in scored.values()))
   look = _looker(model, reference, features, wanted)
 
-  def score_chunk(params: Any, context: Any, batch: loader.Batch) -> dict[str, jax.Array]:
+  def score_chunk(
+    params: Any, context: Any, batch: loader.Batch, known: dict[str, jax.Array] | None = None
+  ) -> dict[str, jax.Array]:
     states, _, facts, _ = context
-    tell = look(params, context, batch)
+    tell = look(params, context, batch, known or {})
     found = {
       name: policy.score(tell(policy.observes, facts), states[name])
       for name, policy in scored.items()
       if policy.score is not None
     }
     shown = {name for name in _SHOWN if name in wanted}
-    stats = tell(frozenset(shown), {})
-    return found | {f"shown/{name}": getattr(stats, name) for name in shown}
+    kept = wanted & kept_features.NAMES if keeps else frozenset()
+    stats = tell(frozenset(shown | kept), {})
+    found |= {f"shown/{name}": getattr(stats, name) for name in shown}
+    return found | {name: getattr(stats, name) for name in kept}
 
   return score_chunk
 
@@ -162,7 +181,7 @@ def _teller(
   look = _looker(model, reference, features, fields)
 
   def tell_chunk(params: Any, context: Any, batch: loader.Batch) -> dict[str, jax.Array]:
-    stats = look(params, context, batch)(fields, {})
+    stats = look(params, context, batch, {})(fields, {})
     return {name: getattr(stats, name) for name in sorted(fields)}
 
   return tell_chunk
@@ -178,11 +197,14 @@ def _looker(
   features = features if wanted & FIELDS else None
   passes = make_passes(model, reference, wanted, features=features)
 
-  def look(params: Any, context: Any, batch: loader.Batch) -> Callable[..., ExampleStats]:
+  def look(
+    params: Any, context: Any, batch: loader.Batch, known: dict[str, jax.Array]
+  ) -> Callable[..., ExampleStats]:
     _, fixed, _, moments = context
     rows = Microbatch(batch, inputs_and_targets(batch.tokens, batch.segments))
     seen, _ = passes.look(full_params(*params), rows)
-    seen = seen._replace(**passes.besides(params, fixed, rows, Shared(None, moments)))
+    told = passes.besides(params, fixed, rows, Shared(None, moments))
+    seen = seen._replace(**told | known)  # what is known is not computed: nothing reads it
     return lambda observed, facts: example_stats(*rows[:2], seen, observed, facts)
 
   return look

@@ -11,6 +11,7 @@ from jdc import policies
 from jdc.policies import selection
 from jdc.stats import pool as pool_lib
 from jdc.stats.directions import Adam
+from jdc.stats.features_table import FeaturesTable
 from jdc.stats.sweep_store import SweepStore
 from jdc.train import checkpoint, loop, offline
 from jdc.train.config import CheckpointConfig, FeaturesConfig, TargetConfig
@@ -145,6 +146,42 @@ def test_offline_scores_are_those_of_the_round_that_a_checkpoint_begins(build, t
     for step in (1, 2)
   ]
   np.testing.assert_allclose(both.columns["score"], np.mean(each, axis=0), atol=1e-5)
+
+
+def test_kept_features_serve_other_policies_and_targets(build, sweeps, tmp_path):
+  loop.fit(build(selection.random()), str(tmp_path / "run"))
+  folder, kept = str(tmp_path / "run" / "checkpoints"), str(tmp_path / "kept")
+
+  def score(run, name, features=None):
+    return offline.score(run, str(tmp_path / name), folder, [2], features)
+
+  first = score(build(selection.less()), "first", kept)
+  table = FeaturesTable(f"{kept}/2/update_direction")
+  assert (len(table), table.size("update_direction")) == (len(first.columns["score"]), 32)
+  for number, (policy, rows) in enumerate(
+    [(selection.less(), 6), (selection.less(aggregate="mean"), 4)]
+  ):
+    run = build(policy, target=TargetConfig(rows=rows, every_steps=2))
+    alone = score(run, f"alone {number}")
+    found = score(run, f"with kept {number}", kept)
+    np.testing.assert_allclose(found.columns["score"], alone.columns["score"], atol=1e-6)
+    num_rows, num_targets = len(table), alone.cost.backward - len(table)
+    assert found.cost == (alone.cost.forward - num_rows, num_targets)
+  assert not np.allclose(found.columns["score"], first.columns["score"], atol=1e-4)
+
+  # What is kept is what was computed, and is read: a changed table changes the scores.
+  rows = np.lib.format.open_memmap(f"{kept}/2/update_direction/update_direction.npy", "r+")
+  rows[3] *= -1
+  rows.flush()
+  changed = score(run, "changed", kept).columns["score"]
+  np.testing.assert_allclose(changed[3], -found.columns["score"][3], atol=1e-6)
+
+  # Gradients without Adam are others, and have a table of their own.
+  score(build(selection.less(direction="gradient")), "gradient", kept)
+  assert FeaturesTable(f"{kept}/2/gradient").names == ("gradient",)
+  for number, changes in enumerate([{"seed": 1}, {"features": FeaturesConfig(size=64)}]):
+    with pytest.raises(ValueError, match="holds features of another sweep"):
+      score(build(selection.less(), **changes), f"other {number}", kept)
 
 
 def test_offline_scores_show_what_was_observed(build, tmp_path):
