@@ -82,3 +82,7 @@ class LanguageModel(NamedTuple):
   # `token_losses`. The arrays of a tap have a leading axis for the layers of its map. With
   # `top_layers` taps are of these last ones, and no gradient goes below them.
   tapped_losses: Callable[..., jax.Array] | None = None
+  # (params, tokens, targets, positions, segments, top_layers=0) -> f32[B, T], as from
+  # `token_losses`, with derivatives in forward mode; none by what is below the `top_layers`.
+  # `None`: those of `token_losses` are asked for.
+  forward_mode_losses: Callable[..., jax.Array] | None = None

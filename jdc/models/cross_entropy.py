@@ -42,6 +42,7 @@ def token_cross_entropy(
   output_DxV: jax.Array,
   targets_BxT: jax.Array,
   chunk_size: ChunkSize = None,
+  forward_mode: bool = False,
 ) -> jax.Array:
   r"""The negative log-likelihood of each target under softmax(h W).
 
@@ -61,6 +62,8 @@ def token_cross_entropy(
     targets_BxT: i32, in [0, V).
     chunk_size: the most positions of a chunk on each device, >= 1; `None` takes all at once;
       "auto" as `default_chunk_size` says. A chunked loss has reverse-mode derivatives only.
+    forward_mode: a chunked loss has forward-mode derivatives instead, a chunk at a time; in
+      reverse mode it would keep all logits.
 
   Returns:
     f32[B, T], nats.
@@ -74,7 +77,9 @@ def token_cross_entropy(
   if length is None:
     logits_BxTxV = float32_logits(hidden_BxTxD, output_DxV)
     return jax.nn.logsumexp(logits_BxTxV, axis=-1) - _target_logit(logits_BxTxV, targets_BxT)
-  losses = functools.partial(_token_losses, length)
+  losses: Callable[..., jax.Array] = functools.partial(_token_losses, length)
+  if forward_mode:
+    losses = lambda *arrays: _scan_losses(length, *arrays)[0]
   losses_BxT = _on_shards(losses, num_shards, output_DxV, hidden_BxTxD, targets_BxT)
   return losses_BxT.reshape(targets_BxT.shape)
 

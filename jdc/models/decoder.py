@@ -163,6 +163,20 @@ def decoder(
       hidden_BxTxD, model.output_matrix(), targets, loss_chunk
     )
 
+  def forward_mode_losses(
+    params: Params,
+    tokens: jax.Array,
+    targets: jax.Array,
+    positions: jax.Array,
+    segments: jax.Array,
+    top_layers: int = 0,
+  ) -> jax.Array:
+    model = nnx.merge(graphdef, params)
+    hidden_BxTxD = model.with_taps(tokens, positions, segments, {}, top_layers)
+    return cross_entropy.token_cross_entropy(
+      hidden_BxTxD, model.output_matrix(), targets, loss_chunk, forward_mode=True
+    )
+
   def logits(
     params: Params, tokens: jax.Array, positions: jax.Array, segments: jax.Array
   ) -> jax.Array:
@@ -194,4 +208,5 @@ def decoder(
     balance_weight=config.balance_weight,
     linear_maps=linear_maps,
     tapped_losses=tapped_losses,
+    forward_mode_losses=forward_mode_losses,
   )

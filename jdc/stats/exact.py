@@ -31,10 +31,10 @@ def make_exact(
   time, each whole on the device that holds its row, however the parameters are split. A mixture
   of experts cannot be vmapped, and goes row by row.
   """
-  select, rest = _parts(shapes, options)
+  select, rest = chosen_parts(shapes, options)
   losses = make_example_losses(_from_top(model, options.top_layers))
   project = make_projection(options.projection, options.size, key)
-  one_by_one = _has_experts(model, shapes)
+  one_by_one = has_experts(model, shapes)
 
   def gradients(params: Params, rows: RowInputs) -> Any:
     rebuild = rest(params)
@@ -49,7 +49,7 @@ def make_exact(
     else:
       axes = _batch_axes(sharding, rows.tokens.shape[0])
       found = jax.vmap(of_row, spmd_axis_name=axes)(rows)
-    return jax.tree.map(lambda x: _placed(x, sharding), found)
+    return jax.tree.map(lambda x: placed(x, sharding), found)
 
   def features(params: Params, moments: Moments | None, rows: RowInputs) -> dict:
     gradient, found = gradients(params, rows), {}
@@ -65,7 +65,7 @@ def make_exact(
     # A row without targets has no gradient, but momentum would still give it a direction.
     counts_B = jnp.any(rows.mask, axis=1)
     keep = jax.vmap(lambda counts, x: jnp.where(counts, x, 0.0))
-    return {name: _placed(keep(counts_B, x), sharding) for name, x in found.items()}
+    return {name: placed(keep(counts_B, x), sharding) for name, x in found.items()}
 
   def compute(
     params: Params, moments: Moments | None, inputs: RowInputs
@@ -81,8 +81,8 @@ def make_exact(
   return Features(options.size, compute)
 
 
-def _parts(shapes: Params, options: Options) -> tuple[Callable, Callable]:
-  """How parameters are taken apart for a gradient by some of them.
+def chosen_parts(shapes: Params, options: Options) -> tuple[Callable, Callable]:
+  """Returns how parameters are taken apart for a gradient by some of them.
 
   Returns:
     `params -> chosen`, the last layers alone with `top_layers`, in float32; and
@@ -124,7 +124,8 @@ def _from_top(model: LanguageModel, top_layers: int) -> LanguageModel:
   )
 
 
-def _has_experts(model: LanguageModel, shapes: Params) -> bool:
+def has_experts(model: LanguageModel, shapes: Params) -> bool:
+  """Whether it is a mixture of experts, which cannot be vmapped."""
   if model.outputs is None:
     return False
   row = jax.ShapeDtypeStruct((1, 1), jnp.int32)
@@ -153,10 +154,10 @@ def _map_blocks(
   def split(x: jax.Array) -> jax.Array:
     # Row i goes to block i mod count, so that every device keeps its own rows.
     x = jnp.pad(x, ((0, count * size - num_rows), (0, 0)))
-    return _placed(x.reshape(size, count, *x.shape[1:]), sharding).swapaxes(0, 1)
+    return placed(x.reshape(size, count, *x.shape[1:]), sharding).swapaxes(0, 1)
 
   def join(x: jax.Array) -> jax.Array:
-    x = _placed(x.swapaxes(0, 1), sharding)
+    x = placed(x.swapaxes(0, 1), sharding)
     return x.reshape(-1, *x.shape[2:])[:num_rows]
 
   return jax.tree.map(join, jax.lax.map(function, jax.tree.map(split, inputs)))
@@ -172,8 +173,8 @@ def _batch_axes(sharding: jax.NamedSharding | None, num_rows: int) -> tuple[str,
   return axes if shards > 1 and num_rows % shards == 0 else None
 
 
-def _placed(x: jax.Array, sharding: jax.NamedSharding | None) -> jax.Array:
-  """Rows where the batch has its own; all else of them is in one place."""
+def placed(x: jax.Array, sharding: jax.NamedSharding | None) -> jax.Array:
+  """Returns rows where the batch has its own; all else of them is in one place."""
   axes = _batch_axes(sharding, x.shape[0])
   if sharding is None or axes is None:
     return x

@@ -16,7 +16,7 @@ from jdc.stats.probes import num_shards
 from jdc.stats.projection import paths_and_leaves, problems_of
 
 FIELDS = frozenset({"gradient", "update_direction", "gradient_norm"})
-PROVIDERS = ("exact", "kron")
+PROVIDERS = ("exact", "kron", "directional")
 
 LAYERS = "layers/"  # the parameters whose first axis is that of the layers
 
@@ -34,7 +34,8 @@ class Options(NamedTuple):
   size: int = 1024  # R
   projection: str = "count_sketch"  # of "exact", one of `projection.PROJECTIONS`
   direction: str = "optimizer"  # of `update_direction`, one of `directions.DIRECTIONS`
-  microbatch_size: int = 8  # examples whose gradients exist at once, over all devices
+  # Examples whose gradients exist at once, over all devices; of "directional" the directions.
+  microbatch_size: int = 8
 
 
 class Features(NamedTuple):
@@ -44,6 +45,8 @@ class Features(NamedTuple):
   # (params, moments or None, inputs) -> the wanted fields, f32[B, R], a norm f32[B]; pure, for
   # use inside jit. A row is an example, and has zeros if it has no target tokens.
   compute: Callable[[Params, Moments | None, RowInputs], dict[str, jax.Array]]
+  forward: int = 1  # passes over a row
+  backward: int = 1
 
 
 def make_features(
@@ -66,7 +69,9 @@ def make_features(
 
   The provider "exact" takes the gradients of `microbatch_size` rows at a time and projects them
   as `projection.make_projection` says. "kron" projects each linear map on both sides before any
-  gradient exists, see `jdc.stats.kron`; it knows linear maps only, and no directions.
+  gradient exists, see `jdc.stats.kron`; it knows linear maps only, and no directions of Adam.
+  "directional" takes derivatives along random directions in forward mode, see
+  `jdc.stats.directional`; it has no norms and no directions of Adam.
 
   Args:
     model: gives token losses; taps where `top_layers` or "kron" ask for them.
@@ -110,6 +115,10 @@ def make_features(
     from jdc.stats import kron  # which imports this module
 
     return kron.make_kron(model, shapes, wanted, options, key, sharding)
+  if options.provider == "directional":
+    from jdc.stats import directional
+
+    return directional.make_directional(model, shapes, options, key, sharding)
   from jdc.stats import exact
 
   return exact.make_exact(model, shapes, wanted, options, key, adam, sharding)
@@ -122,6 +131,17 @@ def chosen_paths(shapes: Params, options: Options) -> frozenset[str]:
     return frozenset(p for p, _ in paths_and_leaves(full_params(shapes)) if accepts(p))
   trained = (path for path, _ in paths_and_leaves(shapes[0]))
   return frozenset(p for p in trained if not options.top_layers or p.startswith(LAYERS))
+
+
+def passes(options: Options) -> tuple[int, int]:
+  """Returns the forward and backward passes that the features of a row take.
+
+  A derivative along a direction takes each product of a forward pass twice, besides the pass
+  that the directions of a microbatch share.
+  """
+  if options.provider != "directional":
+    return 1, 1
+  return 2 * options.size + -(-options.size // options.microbatch_size), 0
 
 
 def microbatches(
@@ -156,12 +176,17 @@ def _problems(
     f"features.{name} must be {accepted}, got {getattr(options, name)!r}"
     for name, accepted in wrong.items()
   ]
-  # The Kronecker projection has rules of its own for its size.
-  kind = "count_sketch" if options.provider == "kron" else options.projection
+  # The others have rules of their own for their size.
+  own = options.provider in ("kron", "directional")
+  kind = "count_sketch" if own else options.projection
   problems += problems_of(kind, options.size)
   if not wanted or not wanted <= FIELDS:
     accepted = ", ".join(sorted(FIELDS))
     problems.append(f"the wanted features must be some of {accepted}, got {sorted(wanted)}")
+  if options.provider == "directional" and "gradient_norm" in wanted:
+    problems.append(
+      "features.provider 'directional' has no gradient_norm; accepted: 'exact', 'kron'"
+    )
   if not {"parameters", "top_layers"} & wrong.keys():
     problems += _choice_problems(model, shapes, options)
     if "update_direction" in wanted:
@@ -175,6 +200,8 @@ def _choice_problems(model: LanguageModel, shapes: Params, options: Options) -> 
   chosen = chosen_paths(shapes, options)
   without = [p for p in options.parameters if not any(map(subsets.matcher([p]), leaves))]
   elsewhere = sorted(path for path in chosen if not path.startswith(LAYERS))
+  from_top = f"{'forward_mode' if options.provider == 'directional' else 'tapped'}_losses"
+  has_top = getattr(model, from_top) is not None
   num_layers = next((x.shape[0] for p, x in leaves.items() if p.startswith(LAYERS)), 0)
   rules = (
     (
@@ -183,8 +210,8 @@ def _choice_problems(model: LanguageModel, shapes: Params, options: Options) -> 
       f"{', '.join(leaves)}",
     ),
     (
-      not top or model.tapped_losses is not None,
-      f"features.top_layers must be 0 for a model without `tapped_losses`, got {top}",
+      not top or has_top,
+      f"features.top_layers must be 0 for a model without `{from_top}`, got {top}",
     ),
     (top <= num_layers, f"features.top_layers must be in 0..{num_layers}, got {top}"),
     (
@@ -203,11 +230,11 @@ def _choice_problems(model: LanguageModel, shapes: Params, options: Options) -> 
 
 def _direction_problems(shapes: Params, options: Options, adam: Adam | None) -> list[str]:
   """Why there is no direction of an update for these parameters."""
-  if options.provider == "kron":
+  if options.provider != "exact":
     return [
-      "features.provider 'kron' has no update_direction: Adam's direction is taken number by "
-      "number and does not commute with a projection, which comes first there; accepted: "
-      "'exact'"
+      f"features.provider {options.provider!r} has no update_direction: Adam's direction is "
+      "taken number by number and does not commute with a projection, which comes first there; "
+      "accepted: 'exact'"
     ]
   problems = []
   if adam is None:

@@ -3,6 +3,8 @@
 from typing import NamedTuple
 
 from jdc.policies.combine import Policies
+from jdc.stats.gradients import passes
+from jdc.train import features as features_lib
 from jdc.train.config import RunConfig
 from jdc.train.features import FIELDS, PRODUCT
 from jdc.train.observe import observed_of
@@ -46,22 +48,25 @@ def of_step(
   if "target_alignment" in observed and PRODUCT not in observed:
     forward += rows + candidates + config.target.alignment_rows
     backward += 3 * (rows + candidates) + config.target.alignment_rows
-  differentiated = _differentiated(config, policies)
-  return Cost(forward + differentiated, backward + differentiated)
+  return Cost(forward, backward).plus(_differentiated(config, policies))
 
 
-def _differentiated(config: RunConfig, policies: Policies) -> int:
-  """Rows whose own gradients a step computes, in passes besides the one that trains."""
+def _differentiated(config: RunConfig, policies: Policies) -> Cost:
+  """What the gradients of single rows cost a step, in passes besides the one that trains."""
   in_step = {n: p for n, p in slots(policies).items() if p.scope == "step"}
   # Those before the choice look at the candidates, if there is one; the rest at what is kept.
   before = {"mixture", "selection"} if "selection" in in_step else set()
-  total = 0
+  forward, backward = passes(features_lib.options(config))
+  total = Cost()
   for names, rows in (
     (in_step.keys() & before, config.plan.num_candidates),
     (in_step.keys() - before, config.batch_size),
   ):
     observed = frozenset[str]().union(*(in_step[name].observes for name in names))
-    total += rows * (bool(observed & FIELDS) + (PRODUCT in observed))
+    if observed & FIELDS:
+      total = total.plus(Cost(rows * forward, rows * backward))
+    products = rows * (PRODUCT in observed)
     if {PRODUCT, "target_alignment"} <= observed:  # one pass tells both
-      total += config.target.alignment_rows
+      products += config.target.alignment_rows
+    total = total.plus(Cost(products, products))
   return total

@@ -70,14 +70,17 @@ class ProbeConfig:
 class FeaturesConfig:
   """Gradients of examples, where a policy observes them; see `jdc.stats.gradients`."""
 
-  provider: str = "exact"  # or "kron": linear maps alone, cheaper, without Adam's direction
+  # Or "kron": linear maps alone, cheaper, without Adam's direction; or "directional": forward
+  # mode, `size` times the cost of two forward passes.
+  provider: str = "exact"
   # Patterns of the parameters by path, as "layers/mlp/*"; empty: all that are trained.
   parameters: tuple[str, ...] = ()
   top_layers: int = 0  # the last layers alone, below which no gradient goes; 0: all layers
   size: int = 1024  # of a projected gradient
   projection: str = "count_sketch"  # or "rademacher", of exact gradients
   direction: str = "optimizer"  # or "paper", "official", "dataflex": of `update_direction`
-  microbatch_size: int = 8  # examples whose gradients exist at once, over all devices
+  # Examples whose gradients exist at once, over all devices; of "directional" the directions.
+  microbatch_size: int = 8
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,7 +99,8 @@ def make_refresh(
     return found._replace(stats=dataclasses.replace(found.stats, gradient=gradient))
 
   num_rows = len(targets.task)
-  cost = Cost(num_rows * (1 + (features is not None)), num_rows * (features is not None))
+  forward, backward = (features.forward, features.backward) if features else (0, 0)
+  cost = Cost(num_rows * (1 + forward), num_rows * backward)
   shapes = lambda params: jax.eval_shape(compute, params, targets)
   return Refresh(compute, shapes, config.target.every_steps, bool(in_round & REFRESHED), cost)
 

@@ -109,9 +109,12 @@ def make_sweeps(
     compares = bool(observed & REFERENCE) and pool.reference is None
     read = frozenset(table.names) if isinstance(table, FeaturesTable) else frozenset()
     computed = observed & FIELDS - read
-    forward = bool(observed & _FORWARD) + compares + bool(computed)
+    forward, backward = (
+      (features.forward, features.backward) if features and computed else (0, 0)
+    )
+    forward += bool(observed & _FORWARD) + compares
     rows = int(np.sum(ids >= 0))
-    return swept.scores, Cost(forward * rows, bool(computed) * rows)
+    return swept.scores, Cost(forward * rows, backward * rows)
 
   def scores(state: TrainState, facts: dict[str, Any], ids: np.ndarray, round_: int) -> Found:
     observed = frozenset[str]().union(*(p.observes for p in scored.values()))
