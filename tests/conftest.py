@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-# Tests compile far more than they compute, so the compiler takes its short cuts. Tests of the
-# launch scripts run them as users do, without these flags.
+# Tests compile far more than they compute, so the compiler takes its short cuts; so it does in
+# processes that tests start, which add to these flags.
 # A collective blocks its thread until all devices have come to it. Where XLA schedules for
 # concurrency, virtual devices come to independent ones in any order and wait for ever.
 _FLAGS = (

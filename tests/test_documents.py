@@ -1,5 +1,6 @@
 """The README's code and the notebooks run as they stand."""
 
+import os
 import re
 from pathlib import Path
 
@@ -32,7 +33,8 @@ for _ in range(30):
 @pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda p: p.stem)
 def test_notebook_runs(path, tmp_path, monkeypatch):
   monkeypatch.setenv("JDC_CACHE", str(tmp_path))
-  monkeypatch.setenv("XLA_FLAGS", "")  # as a reader would run it, on one device
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+  monkeypatch.setenv("XLA_FLAGS", flags)
   notebook = nbformat.read(path, as_version=4)
   nbclient.NotebookClient(
     notebook, timeout=600, resources={"metadata": {"path": tmp_path}}

@@ -36,27 +36,39 @@ def folder_of_domains(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def target_folder(tmp_path_factory: pytest.TempPathFactory, instruct_folder: Path) -> Path:
+  """The first records of one of the domains, as the examples of a task."""
+  folder = tmp_path_factory.mktemp("targets")
+  records = (instruct_folder / "copy.jsonl").read_text().splitlines(keepends=True)
+  (folder / "copy.jsonl").write_text("".join(records[:6]))
+  return folder
+
+
+@pytest.fixture(scope="session")
 def start(
   pytestconfig: pytest.Config,
   tmp_path_factory: pytest.TempPathFactory,
   folder_of_domains: Path,
   base_folder: Path,
   instruct_folder: Path,
+  target_folder: Path,
 ) -> Callable[..., subprocess.Popen]:
   """Returns `start(config, workdir, **fields)`, which starts a run; dots in fields are `__`."""
   compiled = pytestconfig.cache.mkdir("xla")
   environment = os.environ | {
     "JDC_CACHE": str(tmp_path_factory.mktemp("cache")),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
     "PYTHONPATH": str(ROOT),
   }
 
   def start(config: str, workdir: Path, **fields: object) -> subprocess.Popen:
     values = SMALL | {"data": folder_of_domains}
-    if config.startswith("finetune"):
+    if config.startswith(("finetune", "select")):
       values = {name: x for name, x in SMALL.items() if not name.startswith("model.")}
       values |= {"data": instruct_folder, "weights.folder": base_folder}
+    if config.startswith("select"):
+      values["target.folder"] = target_folder
     values |= {name.replace("__", "."): value for name, value in fields.items()}
     flags = [f"--config.{name}={value}" for name, value in values.items()]
     workdir.parent.mkdir(parents=True, exist_ok=True)

@@ -15,11 +15,12 @@ from orbax.checkpoint import v1 as ocp
 
 NUM_STEPS = 60
 CONFIGS = {
-  "odm": ("pretrain_mixture.py:tiny,mixture=odm", {"mixture__warmup_steps": 3}),
   # Rounds of 5 steps, checkpoints every 3: most lie in the middle of a round.
   "three policies": ("three_in_one.py:tiny", {"plan__sweep_rows": 24}),
   # Packed records, dropout, and frozen parameters that no checkpoint holds.
   "adapters": ("finetune_lora.py:tiny", {"plan__sweep_rows": 24, "sequence_length": 64}),
+  # LESS, ODM and loss reweighting at once; each round sweeps the whole pool.
+  "influence": ("select_less.py:tiny,composed", {"target__every_steps": 30}),
 }
 EXAMPLES = {"adapters": 8 * 16}  # of a step, where they are not 8
 
@@ -51,6 +52,13 @@ def saving(workdir: Path, since: list[int]):
   return lambda: (
     has_progressed() and any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
   )
+
+
+def sweeping(workdir: Path, since: list[int]):
+  """True while a sweep goes on, once a checkpoint was finished."""
+  has_progressed = progressed(workdir, since)
+  chunks = lambda: any(path.stat().st_size for path in workdir.glob("sweeps/*/*.journal"))
+  return lambda: has_progressed() and chunks()
 
 
 def final(workdir: Path) -> tuple[int, dict[str, np.ndarray], dict[str, Any]]:
@@ -96,7 +104,8 @@ def test_interruptions_change_nothing(name, start, run, tmp_path):
   status, output = run(config, tmp_path / "whole", **fields)
   assert status == 0, output
   workdir, rng, kills = tmp_path / "run", random.Random(name), 0
-  for moment in (saving, progressed, saving):
+  last = sweeping if name == "influence" else saving
+  for moment in (saving, progressed, last):
     process = start(config, workdir, **fields)
     if wait_until(moment(workdir, committed(workdir)), process):
       time.sleep(rng.random() * 0.03)  # anywhere in the save, or in the steps after it

@@ -15,7 +15,7 @@ TIMEOUT = 120  # seconds
 
 def start(folder, delay):
   environment = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": str(ROOT),
   }

@@ -17,10 +17,7 @@ from jdc.train.checkpoint import Checkpoints, Damaged, checksums
 
 # A load that fails leaves reading tasks of Orbax and TensorStore behind, which complain that
 # nobody waits for them. `settled` keeps their complaints inside the test that causes them.
-pytestmark = [
-  pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-  pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 HOST = {"plan": {"step": 3, "asked": [0.1, 1e300, -0.0]}, "name": "é"}
 
@@ -194,9 +191,7 @@ def _flip(position):
 
 DAMAGE = {
   "first byte": _flip(0.0),
-  "early byte": _flip(0.1),
   "middle byte": _flip(0.5),
-  "last byte": _flip(1.0),
   "truncated": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
   "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
   "empty": lambda file: file.write_bytes(b""),

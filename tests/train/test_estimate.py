@@ -222,13 +222,14 @@ def test_reads_nothing_of_the_weights_but_their_config(base_folder, tmp_path):
 
 
 def run(config, *arguments, **environment):
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
   return subprocess.run(
     [sys.executable, ROOT / "launch/train.py", f"--config={config}", *map(str, arguments)],
     capture_output=True,
     text=True,
     timeout=300,
     check=False,
-    env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)} | environment,
+    env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)} | environment,
   )
 
 

@@ -105,7 +105,7 @@ def test_a_dry_run_tells_what_does_not_divide():
 
 @pytest.mark.slow
 def test_the_launch_script_trains_experts(tmp_path):
-  flags = {
+  fields = {
     "config": ROOT / "configs/quickstart.py:tiny",
     "config.num_steps": 6,
     "config.model.num_experts": 4,
@@ -115,14 +115,15 @@ def test_the_launch_script_trains_experts(tmp_path):
     "config.mesh.expert": 4,
     "workdir": tmp_path / "run",
   }
+  given = (f"--{k}={v}" for k, v in fields.items())
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
   done = subprocess.run(
-    [sys.executable, ROOT / "launch/train.py", *(f"--{k}={v}" for k, v in flags.items())],
+    [sys.executable, ROOT / "launch/train.py", *given],
     capture_output=True,
     text=True,
     timeout=300,
     check=False,
-    env=os.environ
-    | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": str(ROOT)},
+    env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
   )
   assert done.returncode == 0, done.stderr
   assert column(tmp_path / "run", "train/balance_loss")

@@ -21,7 +21,7 @@ TOKENS = np.random.default_rng(0).integers(0, 320, (2, 12)).astype(np.int32)
 
 
 def export(checkpoint, output, *arguments, devices=1):
-  flag = f"--xla_force_host_platform_device_count={devices}"
+  flag = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
   return subprocess.run(
     [sys.executable, ROOT / "launch/export.py", f"--checkpoint={checkpoint}",
      f"--output={output}", *arguments],

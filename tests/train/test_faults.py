@@ -214,7 +214,6 @@ def damage(folder):
 
 # See test_checkpoint.py: loads that fail leave complaints of Orbax behind.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 def test_a_damaged_newest_checkpoint_costs_steps_and_nothing_else(
   fit, assert_same, tmp_path, caplog
 ):

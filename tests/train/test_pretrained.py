@@ -203,7 +203,6 @@ def flip(path):
 
 # See test_checkpoint.py: loads that fail leave complaints of Orbax behind.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 def test_a_damaged_checkpoint(full, mesh, tmp_path):
   run = shutil.copytree(full[0], tmp_path / "run")
   for path in (run / "checkpoints/4/state/d").iterdir():

@@ -8,9 +8,6 @@ from jdc.train.config import CheckpointConfig, MeshConfig
 
 RUNS = {
   "static path": (policies.combine(), {}),
-  "static": (policies.combine(mixture=mixture.static((0.2, 0.3, 0.5))), {}),
-  "by_size": (policies.combine(mixture=mixture.by_size(2.0)), {}),
-  "odm": (policies.combine(mixture=mixture.odm(warmup_steps=1)), {}),
   "odm paper": (
     policies.combine(mixture=mixture.odm(variant="paper", warmup_steps=1)),
     {"domain_draw": "one"},
@@ -18,7 +15,6 @@ RUNS = {
   "no lag": (policies.combine(mixture=mixture.odm(warmup_steps=1)), {"decision_lag": 0}),
   "long lag": (policies.combine(mixture=mixture.odm(warmup_steps=1)), {"decision_lag": 3}),
   "random": (policies.combine(selection=selection.random(0.5)), {"draw": "top_k"}),
-  "loss": (policies.combine(selection=selection.loss()), {"draw": "gumbel_top_k"}),
   "loss sampled": (
     policies.combine(selection=selection.loss()),
     {"draw": "multinomial", "sweep_rows": 20},
@@ -31,7 +27,6 @@ RUNS = {
     policies.combine(selection=policies.every(2, selection.loss())),
     {"draw": "top_k", "sweep_rows": 20, "num_steps": 17},
   ),
-  "sorting": (policies.combine(ordering=ordering.sorting()), {}),
   "an epoch in order": (
     policies.combine(ordering=ordering.saw(2, 0.1), mixture=mixture.odm(warmup_steps=1)),
     {"queue": "epoch"},

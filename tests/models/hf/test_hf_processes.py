@@ -20,7 +20,7 @@ def run_processes(count, folder):
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]
   environment = os.environ | {
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}",
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={8 // count}",
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": str(ROOT),
   }
