@@ -113,8 +113,8 @@ def make_measures(
   """Returns what to call, by name; sweeps are of all records."""
   model, params = _model()
   rows_pool, ids = loader.Pool([records], _LONGEST), np.arange(len(records), dtype=np.int32)
-  # The shapes of a long sweep, which are worth their compilation; but few, since the programs of
-  # all measures must fit the memory maps of a process together.
+  # The shapes of a long sweep, which are worth their compilation; but few, since the programs
+  # of all measures must fit the memory maps of a process together.
   pool.buckets = functools.partial(buckets, compilation=0, max_shapes=6)
   moments = Moments(
     jax.tree.map(lambda x: 1e-3 * x, params[0]),

@@ -97,7 +97,7 @@ def score(
       config_lib.to_json(config), policies, run.domains, None, state.params, run.weights,
       targets, run.reference.fingerprint if run.reference is not None else None,
     )  # fmt: skip
-    kept = None if features is None else KeptFeatures(features, described)
+    kept = None if features is None else KeptFeatures(features, described, len(pool))
     sweeps = make_sweeps(
       run.model, model, policies, pool, config.plan.sweep_batch_size or config.batch_size,
       batches, of_rows.round, f"{workdir}/sweeps", described, kept,

@@ -108,7 +108,8 @@ def make_sweeps(
     )  # fmt: skip
     compares = bool(observed & REFERENCE) and pool.reference is None
     read = frozenset(table.names) if isinstance(table, FeaturesTable) else frozenset()
-    computed = observed & FIELDS - read
+    observed -= read
+    computed = observed & FIELDS
     forward, backward = (
       (features.forward, features.backward) if features and computed else (0, 0)
     )
@@ -116,11 +117,15 @@ def make_sweeps(
     rows = int(np.sum(ids >= 0))
     return swept.scores, Cost(forward * rows, backward * rows)
 
+  def table_of(
+    observed: frozenset[str], state: TrainState, ids: np.ndarray
+  ) -> FeaturesTable | FeaturesWriter | None:
+    names = observed & kept_features.NAMES
+    return kept.open(names, state, ids) if kept is not None and names else None
+
   def scores(state: TrainState, facts: dict[str, Any], ids: np.ndarray, round_: int) -> Found:
     observed = frozenset[str]().union(*(p.observes for p in scored.values()))
-    names, table = observed & kept_features.NAMES, None
-    if kept is not None and names:
-      table = kept.open(names, state, ids)
+    table = table_of(observed, state, ids)
     chunk = keep_chunk if isinstance(table, FeaturesWriter) else score_chunk
     found, cost = sweep(chunk, state, facts, ids, f"round {round_}", observed, table)
     shown = {n: found.pop(f"shown/{n}") for n in _SHOWN if n in observed}
@@ -130,7 +135,12 @@ def make_sweeps(
     if not preparing:
       return {}, Cost()
     ids = np.arange(len(pool), dtype=np.int32)
-    found, cost = sweep(tell_chunk, state, facts, ids, "preparation", fields)
+    table = table_of(fields, state, ids)
+    found, cost = sweep(tell_chunk, state, facts, ids, "preparation", fields, table)
+    if isinstance(table, FeaturesWriter):  # what it has taken is read again
+      assert kept is not None
+      table = kept.read(table)
+      found |= {name: table.rows(ids, name) for name in table.names}
     known = found | {"example_id": ids, "domain": pool.domain(ids).astype(np.int32)}
     told = loader.place({n: x for n, x in known.items() if n in fields}, everywhere)
     held = {name: state.policies[name] for name in preparing}
@@ -183,8 +193,10 @@ def _teller(
 ) -> Callable:
   look = _looker(model, reference, features, fields)
 
-  def tell_chunk(params: Any, context: Any, batch: loader.Batch) -> dict[str, jax.Array]:
-    stats = look(params, context, batch, {})(fields, {})
+  def tell_chunk(
+    params: Any, context: Any, batch: loader.Batch, known: dict[str, jax.Array] | None = None
+  ) -> dict[str, jax.Array]:
+    stats = look(params, context, batch, known or {})(fields, {})
     return {name: getattr(stats, name) for name in sorted(fields)}
 
   return tell_chunk
@@ -207,7 +219,10 @@ def _looker(
     rows = Microbatch(batch, inputs_and_targets(batch.tokens, batch.segments))
     seen, _ = passes.look(full_params(*params), rows)
     told = passes.besides(params, fixed, rows, Shared(None, moments))
-    seen = seen._replace(**told | known)  # what is known is not computed: nothing reads it
+    # What is known is not computed: nothing reads it.
+    pooled = {name: x for name, x in known.items() if name in EMBEDDINGS}
+    told |= {name: x for name, x in known.items() if name not in pooled}
+    seen = seen._replace(**told, embeddings=seen.embeddings | pooled)
     return lambda observed, facts: example_stats(*rows[:2], seen, observed, facts)
 
   return look

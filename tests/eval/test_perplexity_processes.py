@@ -17,8 +17,9 @@ def run_processes(count):
   with socket.socket() as listener:
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]
+  devices = f"--xla_force_host_platform_device_count={8 // count}"
   environment = os.environ | {
-    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={8 // count}",
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}",
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": str(ROOT),
   }

@@ -36,8 +36,9 @@ class Launcher:
     with socket.socket() as listener:
       listener.bind(("127.0.0.1", 0))
       port = listener.getsockname()[1]
+    here = f"--xla_force_host_platform_device_count={devices // count}"
     environment = os.environ | {
-      "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices // count}",
+      "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {here}",
       "JAX_PLATFORMS": "cpu",
       "JAX_COMPILATION_CACHE_DIR": str(self._cache),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",

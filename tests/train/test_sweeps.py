@@ -169,7 +169,20 @@ def test_kept_features_serve_other_policies_and_targets(build, sweeps, tmp_path)
     assert found.cost == (alone.cost.forward - num_rows, num_targets)
   assert not np.allclose(found.columns["score"], first.columns["score"], atol=1e-4)
 
-  # What is kept is what was computed, and is read: a changed table changes the scores.
+  # Any rows of the pool are read from it, here representatives of clusters of embeddings.
+  clusters = build(selection.cluster_less(clusters=4, count=2))
+  alone = score(clusters, "clusters alone")
+  first = score(clusters, "clusters", kept)
+  assert FeaturesTable(f"{kept}/2/embedding").names == ("embedding",)
+  again = score(clusters, "clusters again", kept)
+  assert again.cost.backward == first.cost.backward == alone.cost.backward - 8
+  assert (first.cost.forward, again.cost.forward) == tuple(
+    alone.cost.forward - 8 - rows for rows in (0, num_rows)
+  )
+  for other in (first, again):
+    np.testing.assert_allclose(other.columns["score"], alone.columns["score"], atol=1e-6)
+
+  # What is kept is read: a changed table changes the scores.
   rows = np.lib.format.open_memmap(f"{kept}/2/update_direction/update_direction.npy", "r+")
   rows[3] *= -1
   rows.flush()
