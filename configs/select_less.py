@@ -9,7 +9,8 @@ records each, which are neither trained on nor validated. The first round draws 
 the pool, from which Adam has its moments; then each round draws the 5 % with the highest
 influence. `:policy=icons` selects by the votes of the tasks, and `:policy=cluster_less` sweeps
 some examples of each cluster in place of all; `:composed` lets ODM mix the domains and the
-losses weight the examples besides. `:tiny` shrinks everything but the model.
+losses weight the examples besides, and then the 5 % are those of each domain. `:tiny` shrinks
+everything but the model.
 
   python launch/sweep.py --config=configs/select_less.py:scores ... --run=RUN --output=FILE
 
@@ -25,9 +26,14 @@ from jdc.policies.base import DataPolicy
 from jdc.train import config as c
 
 
-def after_random(rounds: int, fraction: float, policy: DataPolicy) -> DataPolicy:
+def after_random(
+  rounds: int, fraction: float, policy: DataPolicy, by_domain: bool
+) -> DataPolicy:
   """Keeps a share of the pool: at random in the first rounds, then the best, as LESS does."""
-  stages = [(0, selection.random(fraction)), (rounds, policies.keep(fraction, policy))]
+  stages = [
+    (0, selection.random(fraction, by_domain)),
+    (rounds, policies.keep(fraction, policy, by_domain)),
+  ]
   return policies.schedule(stages)
 
 
@@ -44,9 +50,11 @@ def get_config(arg: str = "") -> ConfigDict:
     raise ValueError(
       f"config argument policy must be one of {', '.join(known)}, got {chosen['policy']!r}"
     )
-  selecting = c.policy(after_random, rounds=1, fraction=share, policy=known[chosen["policy"]])
+  # A mixture draws of every domain, so that each must keep some rows.
+  kept = {"fraction": share, "policy": known[chosen["policy"]], "by_domain": chosen["composed"]}
+  selecting = c.policy(after_random, rounds=1, **kept)
   if chosen["policy"] == "cluster_less":  # names the rows to sweep, as no other stage would
-    selecting = c.policy(policies.keep, fraction=share, policy=known["cluster_less"])
+    selecting = c.policy(policies.keep, **kept)
   if chosen["scores"]:
     selecting = known[chosen["policy"]]
   others = {}

@@ -20,6 +20,7 @@ into memory, a folder for each step. A sweep of the same parameters and data for
 or by another policy that reads the same gradients, then passes over no row of the pool.
 """
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -109,6 +110,8 @@ def _checked(output: Path) -> tuple[list[int], str | None]:
     problems.append(f"--output must end with .parquet, got {output}")
   if output.exists():
     problems.append(f"--output={output} exists already")
+  if importlib.util.find_spec("pyarrow") is None:
+    problems.append("pyarrow is needed to write the table: pip install -e '.[parquet]'")
   wrong = [step for step in STEPS.value if not step.isdigit()]
   if wrong:
     problems.append(f"--steps must be whole numbers, got {wrong}")

@@ -77,7 +77,9 @@ class Plan:
       if empty_K.any():
         names = [self.spec.domain_names[k] for k in np.flatnonzero(empty_K)]
         raise ValueError(
-          f"round {int(state.round)}: the selection left no row to draw of {', '.join(names)}"
+          f"round {int(state.round)}: the selection left no row to draw of {', '.join(names)}, "
+          "of which the mixture draws; plan.draw='top_k' with plan.top_k_fraction keeps a "
+          "share of each domain"
         )
     return started
 

@@ -23,6 +23,11 @@ class AfterState(NamedTuple):
   initial: Decision  # without metrics
 
 
+class KeepState(NamedTuple):
+  inner: PolicyState
+  end_K: jax.Array  # i32[K], the row after the last one of each domain
+
+
 class EmaState(NamedTuple):
   inner: PolicyState
   log_probability: jax.Array  # f32[n], the average; -inf where an entry was never eligible
@@ -130,7 +135,7 @@ def floor(min_prob: float, policy: DataPolicy) -> DataPolicy:
   return _on_logits("floor", policy, lift)
 
 
-def keep(fraction: float, policy: DataPolicy) -> DataPolicy:
+def keep(fraction: float, policy: DataPolicy, by_domain: bool = False) -> DataPolicy:
   """Samples alike from the entries with the highest logits, and never from the others.
 
   Of n eligible entries (finite logits) ceil(fraction n) are kept, up to one in a million, ties
@@ -140,9 +145,12 @@ def keep(fraction: float, policy: DataPolicy) -> DataPolicy:
   Args:
     fraction: share that is kept, in (0, 1].
     policy: a policy that decides logits.
+    by_domain: keeps this share of each domain's rows, so that no mixture draws of a domain that
+      has none left; of a policy that decides about rows of the pool.
 
   Returns:
-    The policy with the changed logits; all else is left alone.
+    The policy with the changed logits; all else is left alone. By domain it observes
+    `example_id` too.
 
   Raises:
     ValueError: if `fraction` is not in (0, 1]; in `init`, if the policy decides no logits.
@@ -154,13 +162,43 @@ def keep(fraction: float, policy: DataPolicy) -> DataPolicy:
   claim = checks.is_number(fraction) and 0 < fraction <= 1
   checks.require((claim, f"fraction must be in (0, 1], got {fraction}"))
 
-  def best(logits: jax.Array) -> jax.Array:
-    order = jnp.argsort(-logits, stable=True)  # what is not eligible comes last
-    rank = jnp.zeros(logits.shape, jnp.int32).at[order].set(jnp.arange(logits.size))
-    count = jnp.ceil(fraction * jnp.sum(jnp.isfinite(logits)) * (1 - 1e-6))
-    return jnp.where(jnp.isfinite(logits) & (rank < count), 0.0, -jnp.inf)
+  def best(logits: jax.Array, group: jax.Array | None = None, num_groups: int = 1) -> jax.Array:
+    if group is None:
+      group = jnp.zeros(logits.shape, jnp.int32)
+    order = jnp.lexsort((-logits, group))  # in a group, what is not eligible comes last
+    start = jnp.searchsorted(group[order], jnp.arange(num_groups))
+    rank = jnp.arange(logits.size) - start[group[order]]
+    rank = jnp.zeros(logits.shape, jnp.int32).at[order].set(rank.astype(jnp.int32))
+    eligible = jnp.isfinite(logits)
+    num_eligible = jax.ops.segment_sum(eligible.astype(jnp.float32), group, num_groups)
+    count = jnp.ceil(fraction * num_eligible * (1 - 1e-6))
+    return jnp.where(eligible & (rank < count[group]), 0.0, -jnp.inf)
 
-  return _on_logits("keep", policy, best)
+  if not by_domain:
+    return _on_logits("keep", policy, best)
+
+  def of_each_domain(logits: jax.Array, ids: jax.Array, end_K: jax.Array) -> jax.Array:
+    domain = jnp.searchsorted(end_K, jnp.maximum(ids, 0), side="right")
+    return best(logits, domain, end_K.size)
+
+  def init(spec: RunSpec, key: jax.Array) -> tuple[Decision, KeepState]:
+    decision, inner = policy.init(spec, key)
+    logits, size = _logits("keep", decision), spec.num_examples
+    end_K = jnp.cumsum(jnp.array(spec.domain_sizes, jnp.int32))
+    if logits.size == size:  # those of a sample name no rows yet
+      logits = of_each_domain(logits, jnp.arange(size), end_K)
+    return decision._replace(logits=logits), KeepState(inner, end_K)
+
+  def update(stats: ExampleStats, state: KeepState) -> tuple[Decision, KeepState]:
+    decision, inner = policy.update(stats, state.inner)
+    ids = stats.example_id
+    if policy.sweep_ids is not None or decision.logits.size != ids.size:  # of all rows
+      ids = jnp.arange(decision.logits.size)
+    logits = of_each_domain(decision.logits, ids, state.end_K)
+    return decision._replace(logits=logits), state._replace(inner=inner)
+
+  kept = around(policy, init, update)
+  return kept._replace(observes=kept.observes | {"example_id"})
 
 
 def ema(decay: float, policy: DataPolicy) -> DataPolicy:

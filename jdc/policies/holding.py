@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jdc.policies import checks
 from jdc.policies.base import DataPolicy, Decision, ExampleStats, PolicyState, RunSpec
 from jdc.policies.combinators import around
+from jdc.policies.stages import ScheduleState
 
 
 class EveryState(NamedTuple):
@@ -169,7 +170,8 @@ def sweep_due(state: PolicyState) -> jax.Array | bool:
     state: of the policy, whatever combinators it went through.
 
   Returns:
-    A bool or bool[]: False only in the rounds in which `every` holds the decision.
+    A bool or bool[]: False only in the rounds in which `every` holds the decision, or in which
+    the stage of a `schedule` observes nothing.
 
   Example:
     >>> from jdc import policies
@@ -178,6 +180,8 @@ def sweep_due(state: PolicyState) -> jax.Array | bool:
   """
   if isinstance(state, EveryState):
     return (state.position == 0) & sweep_due(state.inner)
+  if isinstance(state, ScheduleState):
+    return state.reads
   if isinstance(state, tuple) and hasattr(state, "inner"):
     return sweep_due(state.inner)
   return True

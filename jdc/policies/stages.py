@@ -16,16 +16,18 @@ class ScheduleState(NamedTuple):
   stages: tuple[PolicyState, ...]
   num_updates: jax.Array  # i32[]
   metrics: dict[str, jax.Array]
+  reads: jax.Array  # bool[], whether the stage of the next update observes anything
 
 
 def schedule(stages: Sequence[tuple[int, DataPolicy]]) -> DataPolicy:
   """Hands over from one policy to the next at given updates.
 
   The stage (start, policy) is in force from update number `start` on, counted from 0, until the
-  next one starts. Only the policy in force is updated and scores; `observe` of all of them goes
-  on. Each policy starts from its own initial state, its key folded with the stage's index.
-  Metrics are those of all stages by name: the policy in force sets its own, the others keep
-  their last value; `stage` is the index of the one in force.
+  next one starts. Only the policy in force is updated and scores, and where it observes nothing
+  no sweep is due; `observe` of all of them goes on. Each policy starts from its own initial
+  state, its key folded with the stage's index. Metrics are those of all stages by name: the
+  policy in force sets its own, the others keep their last value; `stage` is the index of the
+  one in force.
 
   Args:
     stages: pairs of a start and a policy, by increasing start, the first at 0. The policies
@@ -46,9 +48,13 @@ def schedule(stages: Sequence[tuple[int, DataPolicy]]) -> DataPolicy:
   checks.raise_all(_stage_problems(stages))
   starts, members = zip(*stages, strict=True)
   later = np.asarray(starts[1:], np.int32)
+  observing = np.array([bool(policy.observes) for policy in members])
 
   def active(state: ScheduleState) -> jax.Array:
-    return jnp.sum(state.num_updates >= later, dtype=jnp.int32)
+    return stage_at(state.num_updates)
+
+  def stage_at(num_updates: jax.Array) -> jax.Array:
+    return jnp.sum(num_updates >= later, dtype=jnp.int32)
 
   def init(spec: RunSpec, key: jax.Array) -> tuple[Decision, ScheduleState]:
     pairs = [p.init(spec, jax.random.fold_in(key, i)) for i, p in enumerate(members)]
@@ -58,7 +64,8 @@ def schedule(stages: Sequence[tuple[int, DataPolicy]]) -> DataPolicy:
     for decision in reversed(decisions):
       metrics |= decision.metrics or {}
     first = decisions[0]._replace(metrics=metrics)
-    return first, ScheduleState(tuple(states), jnp.int32(0), metrics)
+    reads = jnp.asarray(observing[0])
+    return first, ScheduleState(tuple(states), jnp.int32(0), metrics, reads)
 
   def update(stats: ExampleStats, state: ScheduleState) -> tuple[Decision, ScheduleState]:
     def run(index: int) -> tuple[Decision, tuple[PolicyState, ...]]:
@@ -70,7 +77,8 @@ def schedule(stages: Sequence[tuple[int, DataPolicy]]) -> DataPolicy:
     branches = [lambda i=i: run(i) for i in range(len(members))]
     decision, states = jax.lax.switch(active(state), branches)
     num_updates = jnp.minimum(state.num_updates + 1, starts[-1])
-    return decision, ScheduleState(states, num_updates, decision.metrics)
+    reads = jnp.asarray(observing)[stage_at(num_updates)]
+    return decision, ScheduleState(states, num_updates, decision.metrics, reads)
 
   def score(stats: ExampleStats, state: ScheduleState) -> jax.Array:
     return _switch_score(stats, state, members, active(state))

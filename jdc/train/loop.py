@@ -89,9 +89,10 @@ def fit(run: Run, workdir: str, *, profile: bool = False) -> Result:
 
   Raises:
     ValueError: before any compilation, if the parts do not fit together or the checkpoint is
-      of another config or other data.
-    FloatingPointError: when too many steps in a row had no finite loss or gradient, or a round
-      left no row to draw.
+      of another config or other data; when a round begins, if its selection leaves no row of a
+      domain that the mixture draws of.
+    FloatingPointError: when too many steps in a row had no finite loss or gradient, or the
+      selection of a round gave no row a finite logit.
     RuntimeError: if a checkpoint cannot be written, or none of those there is intact.
     OSError: if metrics cannot be written; the checkpoints are intact.
   """

@@ -108,8 +108,11 @@ def make_round_start(
       n: _sweep_ids(policy, state.policies[n], spec, sweep_rows, seed, round_)
       for n, policy in active.items()
     }
-    if last is not None and last.ids_C is not None and not due["selection"]:
-      ids["selection"] = last.ids_C  # the held decision is about these
+    if "selection" in active and not due["selection"]:
+      if last is not None and last.ids_C is not None:
+        ids["selection"] = last.ids_C  # the held decision is about these
+      elif max_age:
+        ids["selection"] = np.arange(len(pool), dtype=np.int32)
     # Where a decision is held, padding tells the shape of the scores that are not needed.
     swept = {n: ids[n] if due[n] else np.full(1, -1, np.int32) for n in scored}
     scores: dict[str, np.ndarray] = {}
@@ -126,9 +129,11 @@ def make_round_start(
         scores[name] = np.full(shape, np.nan, np.float32)
     step, kept = int(state.step), _kept(last)
     ages = {name: np.zeros(len(ids[name]), np.int32) for name in scored}
-    if max_age and due["selection"]:
-      kept = scores_lib.merged(kept, scores["selection"], ids["selection"], len(pool), step)
-      ids["selection"], scores["selection"], ages["selection"] = kept.usable(step, max_age)
+    if max_age:
+      told = ids["selection"] if due["selection"] else np.full_like(ids["selection"], -1)
+      kept = scores_lib.merged(kept, scores["selection"], told, len(pool), step)
+      if due["selection"]:
+        ids["selection"], scores["selection"], ages["selection"] = kept.usable(step, max_age)
     host = {
       n: ExampleStats(
         example_id=ids[n],

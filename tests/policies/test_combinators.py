@@ -1,5 +1,6 @@
 """The combinators that change what a policy decides, and `after`."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -206,6 +207,28 @@ def test_keep_samples_alike_from_the_best():
     decisions, _ = play(policies.keep(fraction, replay(logits)), 1)
     expected = np.isfinite(logits) if kept is None else np.isin(np.arange(8), kept)
     np.testing.assert_array_equal(decisions[0].logits, np.where(expected, 0.0, -np.inf))
+
+
+def test_keep_takes_a_share_of_each_domain():
+  """In any order of the rows, and of logits of the rows of a sample or of all."""
+  rng, sizes = np.random.default_rng(0), (7, 1, 12)
+  spec = SPEC._replace(num_examples=20, num_domains=3, domain_sizes=sizes, sweep_size=13)
+  domain_N = np.repeat(np.arange(3), sizes)
+  for fraction in (0.05, 0.3, 1.0):
+    for ids in (rng.permutation(20)[:13], np.arange(20)):
+      logits = rng.integers(0, 3, len(ids)).astype(np.float32)
+      logits[rng.integers(0, len(ids), 2)] = -np.inf
+      policy = policies.keep(fraction, replay(logits), by_domain=True)
+      _, state = policy.init(spec, KEY)
+      stats = ExampleStats(example_id=jnp.asarray(ids, jnp.int32))
+      found = np.asarray(jax.jit(policy.update)(stats, state)[0].logits)
+      for k in range(3):
+        places = np.flatnonzero((domain_N[ids] == k) & np.isfinite(logits))
+        best = sorted(places, key=lambda i: (-logits[i], i))
+        count = math.ceil(fraction * len(best) * (1 - 1e-6))
+        expected = np.isin(places, best[:count])
+        np.testing.assert_array_equal(found[places] == 0, expected)
+      assert np.all(found[~np.isfinite(logits)] == -np.inf)
 
 
 def test_keep_refuses_shares_that_are_none():

@@ -174,6 +174,22 @@ def test_schedule_scores_by_the_stage_in_force():
   assert policy.score(swept, state).tolist() == swept.loss.tolist()
 
 
+def test_no_sweep_is_due_for_a_stage_that_observes_nothing():
+  stages = [(0, selection.random()), (2, selection.loss()), (3, selection.random(0.5))]
+  policy = policies.after(1, policies.schedule(stages))
+  _, state = policy.init(SPEC._replace(sweep_size=90), KEY)
+  stats, due = ExampleStats(example_id=jnp.arange(90), score=jnp.arange(90.0)), []
+  for _ in range(5):
+    due.append(bool(policies.sweep_due(state)))
+    _, state = jax.jit(policy.update)(stats, state)
+  assert due == [False, False, True, False, False]
+  # One that does not score may observe something else, as the gradients of the domains.
+  doge = mixture.doge()
+  spec = SPEC._replace(num_targets=4, probe_size=2)
+  _, state = policies.schedule([(0, doge)]).init(spec, KEY)
+  assert policies.sweep_due(state)
+
+
 @pytest.mark.parametrize(
   ("stages", "message"),
   [

@@ -197,6 +197,19 @@ def test_kept_features_serve_other_policies_and_targets(build, sweeps, tmp_path)
       score(build(selection.less(), **changes), f"other {number}", kept)
 
 
+def test_a_stage_that_observes_nothing_sweeps_nothing(build, sweeps, tmp_path):
+  """And leaves no scores: rows that the second round has not swept have no influence."""
+  warm = policies.schedule([(0, selection.random(0.5)), (1, selection.less())])
+  result = loop.fit(build(warm), str(tmp_path / "whole"))
+  assert [x.num_rows for x in sweeps] == [0, result.spec.num_examples]
+  sweeps.clear()
+  result = loop.fit(build(warm, sweep_rows=10, max_age=2), str(tmp_path / "sample"))
+  assert [x.num_rows for x in sweeps] == [0, 10]
+  arrays = arrays_of(tmp_path / "sample", result.state)
+  assert np.sum(np.isfinite(arrays["logits_N"])) == 10
+  assert set(arrays["score_step_N"].tolist()) == {np.iinfo(np.int32).min, 2}
+
+
 def test_offline_scores_show_what_was_observed(build, tmp_path):
   scored = offline.score(build(selection.loss()), str(tmp_path))
   assert np.all(np.isfinite(scored.columns["loss"]))

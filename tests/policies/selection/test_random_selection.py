@@ -33,6 +33,22 @@ def test_every_subset_is_as_likely():
   assert np.all(np.abs(together - expected) < 4.5 * np.sqrt(expected / 1500))
 
 
+def test_keeps_a_share_of_each_domain():
+  sizes = (4, 1, 5)
+  spec = SPEC._replace(num_domains=3, domain_names=("a", "b", "c"), domain_sizes=sizes)
+  policy, seen = random(0.4, by_domain=True), []
+  decision, state = policy.init(spec, jax.random.key(0))
+  for _ in range(600):
+    seen.append(np.asarray(decision.logits) == 0)
+    decision, state = jax.jit(policy.update)(ExampleStats(), state)
+  kept = np.stack(seen)
+  for rows, count in ((slice(0, 4), 2), (slice(4, 5), 1), (slice(5, 10), 2)):
+    np.testing.assert_array_equal(kept[:, rows].sum(axis=1), count)
+    share = count / kept[:, rows].shape[1]
+    bound = 4.5 * np.sqrt(share * (1 - share) / 600)
+    assert np.all(np.abs(kept[:, rows].mean(axis=0) - share) <= bound)
+
+
 def test_depends_on_the_key_alone():
   one, same, other = (np.stack(list(rounds(0.5, seed, 5))) for seed in (0, 0, 1))
   np.testing.assert_array_equal(one, same)
