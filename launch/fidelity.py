@@ -12,6 +12,7 @@ lowest. The lines "exact" leave parameters out, as the Kronecker projection does
 nothing.
 """
 
+import functools
 import json
 import os
 import tempfile
@@ -30,6 +31,7 @@ from jdc.models import subsets
 from jdc.stats.gradients import LAYERS, Options, make_features
 from jdc.stats.losses import make_example_losses
 from jdc.stats.target_rows import TargetRows, choose_rows
+from jdc.train import config as config_lib
 from jdc.train import corpus, pretrained, process, sharding
 
 RUN = flags.DEFINE_string("run", None, "A run directory.", required=True)
@@ -44,6 +46,7 @@ SIGNS = flags.DEFINE_list("signs", ["256", "1024"], "Sizes of projections by Rad
 RANKS = flags.DEFINE_list("ranks", ["4", "8", "16"], "Of the Kronecker projection of a map.")
 DIRECTIONS = flags.DEFINE_list("directions", ["64"], "Numbers of random directions.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Rows at a time.", lower_bound=1)
+_WANTED = frozenset({"gradient"})
 
 
 class Method(NamedTuple):
@@ -72,15 +75,15 @@ def methods(num_maps: int, num_layers: int) -> list[Method]:
   """Returns the lines of the table."""
   top = num_layers // 2
   in_layers = lambda path: path.startswith(LAYERS) and path.endswith("/kernel")
-  lines = [
-    Method("exact, linear maps", accepts=in_layers),
-    Method(f"exact, linear maps of the last {top} layers", accepts=in_layers, top_layers=top),
-  ]
+  lines = [Method("exact, linear maps", accepts=in_layers)]
+  if top:
+    name = f"exact, linear maps of the last {top} layers"
+    lines.append(Method(name, accepts=in_layers, top_layers=top))
   for kind, sizes in (("count_sketch", SIZES.value), ("rademacher", SIGNS.value)):
     lines += [Method(kind, Options(size=int(size), projection=kind)) for size in sizes]
   for rank in map(int, RANKS.value):
     lines.append(Method(f"kron {rank} x {rank}", Options("kron", size=num_maps * rank**2)))
-  for rank in map(int, RANKS.value):
+  for rank in map(int, RANKS.value if top else ()):
     size = num_maps * top // num_layers * rank**2
     name = f"kron {rank} x {rank}, last {top} layers"
     lines.append(Method(name, Options("kron", top_layers=top, size=size)))
@@ -161,7 +164,7 @@ def projected(
 
   @jax.jit
   def compute(key: jax.Array, inputs: RowInputs) -> jax.Array:
-    made = make_features(model, shapes, frozenset({"gradient"}), options, key)
+    made = make_features(model, shapes, _WANTED, options, key)
     return made.compute((params, None), None, inputs)["gradient"]
 
   def of_draw(key: jax.Array) -> Products:
@@ -217,14 +220,21 @@ def run(folder: Path, targets_folder: Path, workdir: str) -> list[dict[str, Any]
   rows = _inputs(choose_rows(pool, -(-ROWS.value // len(pool))))
   targets = _inputs(choose_rows(tasks, NUM_TARGETS.value, list(pool)))
 
+  assert opened.model.linear_maps is not None
+  shapes = jax.eval_shape(lambda: opened.params)
+  num_maps = sum(one.num_layers for one in opened.model.linear_maps(shapes).values())
+  chosen = methods(num_maps, opened.config.num_layers)
+  made = lambda options: make_features(
+    opened.model, (shapes, None), _WANTED, options, jax.random.key(0)
+  )
+  # What is wrong with a size comes before any gradient.
+  config_lib.collect(*(functools.partial(made, x.options) for x in chosen if x.options))
+
   losses = make_example_losses(opened.model)
   exact = exact_products(losses, opened.params, rows, targets)
   right = joined(exact, Method("all"))
-  assert opened.model.linear_maps is not None
-  maps = opened.model.linear_maps(jax.eval_shape(lambda: opened.params))
-  num_maps = sum(one.num_layers for one in maps.values())
   lines = []
-  for method in methods(num_maps, opened.config.num_layers):
+  for method in chosen:
     options, size = method.options, 0
     if options is None:
       found = [joined(exact, method)]

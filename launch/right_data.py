@@ -41,7 +41,7 @@ SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "A model and all selections 
 TARGETS = flags.DEFINE_list("targets", ["gsm8k", "humaneval"], "Tasks.")
 METHODS = flags.DEFINE_list("methods", [], "Some of the methods; empty: all.")
 ROWS = flags.DEFINE_integer("rows", 0, "Rows of the pool; 0: all.", lower_bound=0)
-PASSES = flags.DEFINE_float("passes", 3.0, "Passes over the pool in training.")
+PASSES = flags.DEFINE_float("passes", 3.0, "Passes over the pool in training.", lower_bound=0)
 TINY = flags.DEFINE_bool("tiny", False, "A model of some thousand parameters, to try things.")
 
 ONE_IN = 10  # rows of the pool is picked

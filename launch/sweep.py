@@ -112,7 +112,7 @@ def _checked(output: Path) -> tuple[list[int], str | None]:
     problems.append(f"--output={output} exists already")
   if importlib.util.find_spec("pyarrow") is None:
     problems.append("pyarrow is needed to write the table: pip install -e '.[parquet]'")
-  wrong = [step for step in STEPS.value if not step.isdigit()]
+  wrong = [step for step in STEPS.value if not step.isdecimal()]
   if wrong:
     problems.append(f"--steps must be whole numbers, got {wrong}")
   folder = Path(RUN.value) / "checkpoints" if RUN.value else None
@@ -136,4 +136,4 @@ def _summary(scored: offline.Scored) -> str:
 
 if __name__ == "__main__":
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-  app.run(main)
+  app.run(main, flags_parser=command.parse_flags)

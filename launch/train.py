@@ -8,7 +8,6 @@ sizes, memory and FLOPs; with `--compile` it also compiles the step.
 """
 
 import os
-import sys
 
 import jax
 from absl import app, flags
@@ -65,18 +64,6 @@ def show(config: config_lib.TrainConfig, workdir: str, result: loop.Result) -> N
     print(f"{what:>10}: {where}")
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-  try:
-    return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, TypeError) as error:  # an unknown field, hardly named
-    overrides = [arg for arg in argv if arg.lstrip("-").startswith("config.")]
-    sys.argv = [arg for arg in argv if arg not in overrides]
-    app.parse_flags_with_usage(sys.argv)
-    paths = [arg.lstrip("-").partition("=")[0].removeprefix("config.") for arg in overrides]
-    problems = config_lib.unknown_overrides(CONFIG.value, paths) or [str(error)]
-    sys.exit(f"FATAL Flags parsing error: {'; '.join(problems)}")
-
-
 if __name__ == "__main__":
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-  app.run(main, flags_parser=_parse_flags)
+  app.run(main, flags_parser=command.parse_flags)

@@ -64,15 +64,24 @@ def language_model(
     if top_layers:
       raise ValueError(f"top_layers {top_layers}: the layers of this model are not known")
 
+    called = set()
+
     def observe(path: str, shape: tuple[int, ...], x: jax.Array, y: jax.Array) -> jax.Array:
       if path not in taps:
         return y
+      called.add(path)
       if not _fits(shape, x, y, tokens.shape):
         raise ValueError(f"{path} maps {x.shape} to {y.shape}, not tokens {tokens.shape}")
       flat_x, flat_y = (z.astype(y.dtype).reshape(*tokens.shape, -1) for z in (x, y))
       return taps[path](flat_x, flat_y).reshape(y.shape)
 
-    return losses(params, tokens, targets, positions, segments, observe)
+    found = losses(params, tokens, targets, positions, segments, observe)
+    if missed := sorted(taps.keys() - called):
+      raise ValueError(
+        f"the layers of {', '.join(missed)} were not called: a jit inside the model may keep a "
+        "trace without their taps; leave it out, since all of the model is compiled anyway"
+      )
+    return found
 
   return LanguageModel(
     init=init,

@@ -20,7 +20,7 @@ from jdc.data import tfidf
 from jdc.policies import sampling
 from jdc.recipes import runs
 from jdc.report.right_data import Picked
-from jdc.train import command, offline
+from jdc.train import command, kept_features, offline
 from jdc.train import config as c
 from jdc.train.config import TrainConfig
 
@@ -238,8 +238,13 @@ def _score(
   """
   built = command.build_run(config, workdir)
   steps = [base.num_steps // 4, base.num_steps] if method.since_first_quarter else []
-  kept = folder / FEATURES / hashlib.sha256(repr(config.features).encode()).hexdigest()[:16]
-  scored = offline.score(built, workdir, str(folder / "checkpoints"), steps, str(kept))
+  policy = built.policies.selection
+  assert policy is not None
+  features = hashlib.sha256(repr(config.features).encode()).hexdigest()[:16]
+  kept = None
+  if (policy.observes | policy.observes_pool) & kept_features.NAMES:
+    kept = str(folder / FEATURES / features)
+  scored = offline.score(built, workdir, str(folder / "checkpoints"), steps, kept)
   (table,) = (domain.train for domain in built.domains.values())
   lines = [int(table.where(row).rpartition(":")[2]) - 1 for row in range(len(table))]
   forward, backward = (rows + scored.rows_read for rows in scored.cost)

@@ -69,7 +69,7 @@ def make_directional(
   row = jax.ShapeDtypeStruct((1, 2), jnp.int32)
   mask = jax.ShapeDtypeStruct(row.shape, jnp.bool_)
   jax.eval_shape(compute, shapes, None, RowInputs(row, row, row, row, mask))
-  return Features(options.size, compute, *passes(options))
+  return Features(options.size, compute, *passes(options._replace(microbatch_size=at_once)))
 
 
 def _direction(key: jax.Array, tree: Any) -> Any:

@@ -36,6 +36,7 @@ class FeaturesTable:
     self.ids: np.ndarray = np.load(self.folder / "ids.npy")  # i32[C], example ids; -1: padding
     self.names: tuple[str, ...] = tuple(meta["names"])
     self._order_C = np.argsort(self.ids, kind="stable")
+    self._sorted_C = self.ids[self._order_C]
     self._tables = {name: _open(self.folder, name, len(self.ids)) for name in self.names}
 
   def __len__(self) -> int:
@@ -57,9 +58,8 @@ class FeaturesTable:
         raise ValueError(f"name must be one of {list(self.names)}, got None")
       (name,) = self.names
     ids_B = np.asarray(ids_B)
-    sorted_C = self.ids[self._order_C]
-    place_B = np.minimum(np.searchsorted(sorted_C, ids_B), len(sorted_C) - 1)
-    absent = ids_B[(sorted_C[place_B] != ids_B) | (ids_B < 0)]
+    place_B = np.minimum(np.searchsorted(self._sorted_C, ids_B), len(self) - 1)
+    absent = ids_B[(self._sorted_C[place_B] != ids_B) | (ids_B < 0)]
     if len(absent):
       raise KeyError(f"{len(absent)} examples were not swept: {absent[:10].tolist()}")
     return self._tables[name][self._order_C[place_B]].astype(np.float32)

@@ -216,7 +216,7 @@ def _chunks(
   ]
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=4)
 def _sample_shapes(
   pool: loader.Pool, num_rows: int, batch_size: int, num_shards: int
 ) -> tuple[Shape, ...]:

@@ -1,10 +1,12 @@
 """A whole run from its config: what `launch/train.py` and the recipes call."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
+from absl import app, flags
 
 from jdc.data import pack
 from jdc.train import checks, corpus, loop, model_parts, pretrained
@@ -12,6 +14,20 @@ from jdc.train import config as config_lib
 from jdc.train.config import collect
 from jdc.train.optimizer import adam_of, make_optimizer
 from jdc.train.state import Reference
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses the flags of a script with `--config`; of its fields, unknown ones are named."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, TypeError) as error:  # an unknown field, hardly named
+    overrides = [arg for arg in argv if arg.lstrip("-").startswith("config.")]
+    sys.argv = [arg for arg in argv if arg not in overrides]
+    app.parse_flags_with_usage(sys.argv)
+    paths = [arg.lstrip("-").partition("=")[0].removeprefix("config.") for arg in overrides]
+    known = flags.FLAGS["config"].value
+    problems = config_lib.unknown_overrides(known, paths) or [str(error)]
+    sys.exit(f"FATAL Flags parsing error: {'; '.join(problems)}")
 
 
 def train(

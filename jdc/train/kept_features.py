@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from jdc.stats.digest import digest
-from jdc.stats.directions import moments_of
+from jdc.stats.directions import Adam, moments_of
 from jdc.stats.features_table import FeaturesTable, FeaturesWriter
 from jdc.stats.sweep_store import in_all_processes
+from jdc.train.config import RESUMABLE
 from jdc.train.passes import EMBEDDINGS
 from jdc.train.state import TrainState
 
@@ -19,7 +20,7 @@ NAMES = frozenset({"gradient", "update_direction"}) | EMBEDDINGS
 # What decides a feature besides the data and the arrays of the state; not the policies, nor
 # the target set.
 _FIELDS = (
-  "seed", "sequence_length", "model", "weights", "lora", "trainable", "optimizer", "features",
+  "seed", "sequence_length", "model", "weights", "lora", "trainable", "features",
 )  # fmt: skip
 
 
@@ -33,18 +34,27 @@ class KeptFeatures:
     folder: made where missing.
     described: of the run, as from `setup.describe_run`.
     num_rows: of the pool.
+    data: the fingerprint of the pool.
+    adam: the constants of the optimizer, which decide an `update_direction`.
   """
 
-  def __init__(self, folder: str | Path, described: Mapping[str, Any], num_rows: int):
+  def __init__(
+    self,
+    folder: str | Path,
+    described: Mapping[str, Any],
+    num_rows: int,
+    data: str,
+    adam: Adam | None = None,
+  ):
     self.folder = Path(folder)
     self.rows_read = 0  # of tables that were there
     config = {
       name: value
       for name, value in described["config"].items()
-      if name.partition(".")[0] in _FIELDS
+      if name.partition(".")[0] in _FIELDS and name not in RESUMABLE
     }
-    self._run = {"config": config, "data": described["data"]}
-    self._run["weights"] = described["parts"].get("weights")
+    self._run = {"config": config, "data": data, "weights": described["parts"].get("weights")}
+    self._adam = None if adam is None else list(adam)
     self._whole = np.arange(num_rows)
 
   def open(
@@ -55,8 +65,12 @@ class KeptFeatures:
     Raises:
       ValueError: if the place holds features of other parameters, data or rows.
     """
-    moments = moments_of(state.opt_state) if "update_direction" in names else None
-    key = self._run | {"state": digest((state.params, state.frozen, moments))}
+    directed = "update_direction" in names
+    moments = moments_of(state.opt_state) if directed else None
+    key = self._run | {
+      "adam": self._adam if directed else None,
+      "state": digest((state.params, state.frozen, moments)),
+    }
     place = self.folder / str(int(state.step)) / "+".join(sorted(names))
     table = _table(place, key)
     if table is None and not np.array_equal(ids_C, self._whole):
@@ -82,5 +96,9 @@ def _table(place: Path, key: Any) -> FeaturesTable | None:
   if not everywhere and not nowhere:
     raise ValueError(f"{place} is seen by some processes only; all must share the folder")
   if table is not None and table.key != key:
-    raise ValueError(f"{place} holds features of another sweep; delete it")
+    held = table.key if isinstance(table.key, dict) else {}
+    other = [name for name in key if held.get(name) != key[name]]
+    raise ValueError(
+      f"{place} holds features of another sweep, of other {', '.join(other)}; delete it"
+    )
   return table

@@ -166,7 +166,7 @@ def steps(
     probe = sources.make_probe(config, run.model, policies, targets, spec, pool, batches)
     sweeps = sweeps_lib.make_sweeps(
       run.model, reference_model, policies, *sweep, features.round, f"{workdir}/sweeps",
-      {name: described[name] for name in ("config", "data", "parts")},
+      {"run": {n: described[n] for n in ("config", "data", "parts")}, "adam": run.adam},
     )  # fmt: skip
     round_start = rounds.make_round_start(
       policies, spec, config.seed, pool, batches, sweeps, run.learning_rate, probe,

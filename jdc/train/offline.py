@@ -9,14 +9,14 @@ import jax
 import numpy as np
 
 from jdc.data.loader import Pool
-from jdc.policies.combine import combine
+from jdc.policies.combine import Policies, combine
 from jdc.train import checkpoint, checks, loop, rounds, setup, sharding, sources
 from jdc.train import config as config_lib
 from jdc.train import features as features_lib
 from jdc.train import state as state_lib
 from jdc.train.cost import Cost
-from jdc.train.kept_features import KeptFeatures
-from jdc.train.state import TrainState, Weights
+from jdc.train.kept_features import NAMES, KeptFeatures
+from jdc.train.restore import restored
 from jdc.train.sweeps import make_sweeps
 
 
@@ -66,6 +66,7 @@ def score(
   """
   run = _selecting(run)
   config, policies = run.config, run.policies
+  _check_features(features, policies)
   targets = sources.target_rows(config, policies, run.domains, run.tasks)
   sizes = setup.sizes_of(run.model, run.domains, targets, run.tasks)
   checks.check(
@@ -94,13 +95,17 @@ def score(
     state = state._replace(fixed=sources.fixed_parts(reference, targets, mesh))
     model = run.reference.model if run.reference is not None else None
     described = setup.describe_run(
-      config_lib.to_json(config), policies, run.domains, None, state.params, run.weights,
-      targets, run.reference.fingerprint if run.reference is not None else None,
+      dict(run.config_json or {}) | config_lib.to_json(config), policies, run.domains, None,
+      state.params, run.weights, targets,
+      run.reference.fingerprint if run.reference is not None else None,
     )  # fmt: skip
-    kept = None if features is None else KeptFeatures(features, described, len(pool))
+    data = setup.data_fingerprint(run.domains)
+    kept = None
+    if features is not None:
+      kept = KeptFeatures(features, described, len(pool), data, run.adam)
     sweeps = make_sweeps(
       run.model, model, policies, pool, config.plan.sweep_batch_size or config.batch_size,
-      batches, of_rows.round, f"{workdir}/sweeps", described, kept,
+      batches, of_rows.round, f"{workdir}/sweeps", {"run": described, "adam": run.adam}, kept,
     )  # fmt: skip
     begin = rounds.make_round_start(
       policies, spec, config.seed, pool, batches, sweeps, run.learning_rate,
@@ -113,7 +118,7 @@ def score(
     for round_, step in enumerate(_steps(checkpoints, steps)):
       if step is not None:
         assert checkpoints is not None
-        state = _restored(state, checkpoints, step, run.weights)
+        state = restored(state, checkpoints, step, run)
       if refresh is not None:
         state, cost = refresh(state), cost.plus(refresh.cost)
       begun = begin(state, round_, rows)
@@ -125,9 +130,8 @@ def score(
   columns |= {"score": rows.logits_N}
   if rows.weights_N is not None:
     columns["weight"] = rows.weights_N
-  fingerprint = setup.data_fingerprint(run.domains)
   rows_read = 0 if kept is None else kept.rows_read
-  return Scored(columns | begun.shown, metrics, cost, rows_read, fingerprint, tuple(done))
+  return Scored(columns | begun.shown, metrics, cost, rows_read, data, tuple(done))
 
 
 def _selecting(run: loop.Run) -> loop.Run:
@@ -135,6 +139,20 @@ def _selecting(run: loop.Run) -> loop.Run:
   if selection is None or selection.scope != "round":
     raise ValueError("scores of a pool need config.selection to be a round-scope selection")
   return run._replace(policies=combine(selection=selection))
+
+
+def _check_features(features: str | None, policies: Policies) -> None:
+  if features is None:
+    return
+  assert policies.selection is not None
+  observed = policies.selection.observes | policies.selection.observes_pool
+  if "://" in features:
+    raise ValueError(f"features={features} must be a local folder")
+  if not observed & NAMES:
+    raise ValueError(
+      f"features={features} keeps {', '.join(sorted(NAMES))}, of which the selection observes "
+      f"none; it observes {', '.join(sorted(observed))}"
+    )
 
 
 def _steps(checkpoints: str | None, steps: Sequence[int]) -> Sequence[int | None]:
@@ -145,48 +163,8 @@ def _steps(checkpoints: str | None, steps: Sequence[int]) -> Sequence[int | None
     return (None,)
   if not steps:
     return (checkpoint.read_payload(Path(checkpoints))[0],)
+  if list(steps) != sorted(set(steps)):
+    raise ValueError(f"steps must increase, got {tuple(steps)}")
   for step in steps:
     checkpoint.read_payload(Path(checkpoints), step)  # all of them are there, before any work
   return tuple(steps)
-
-
-def _restored(
-  state: TrainState, checkpoints: str, step: int, weights: Weights | None
-) -> TrainState:
-  """The state with parameters and optimizer of a checkpoint; policies go on."""
-  folder = Path(checkpoints)
-  _, payload = checkpoint.read_payload(folder, step)
-  wanted = {"params": state.params, "opt_state": state.opt_state}
-  shapes = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted
-  )
-  _check_parts(payload["host"]["parts"], shapes, folder, weights)
-  found = checkpoint.read_fields(folder, step, payload, shapes)
-  return state._replace(
-    step=jax.device_put(np.int32(step), state.step.sharding),
-    params=found["params"],
-    opt_state=found["opt_state"],
-  )
-
-
-def _check_parts(
-  saved: dict[str, str], shapes: dict[str, Any], folder: Path, weights: Weights | None
-) -> None:
-  """Raises a ValueError if a run trained other parameters, or by another optimizer."""
-  wanted = {
-    f"state.{jax.tree_util.keystr(path[:1], simple=True)}{jax.tree_util.keystr(path[1:])}": (
-      f"{x.dtype}{list(x.shape)}"
-    )
-    for path, x in jax.tree_util.tree_leaves_with_path(shapes)
-  }
-  if weights is not None:
-    wanted["weights"] = weights.fingerprint
-  compared = ("state.params", "state.opt_state", "weights")
-  held = {n: x for n, x in saved.items() if n.startswith(compared)}
-  wrong = [
-    f"{name}: {held.get(name)} -> {wanted.get(name)}"
-    for name in sorted(held.keys() | wanted.keys())
-    if held.get(name) != wanted.get(name)
-  ]
-  if wrong:
-    raise ValueError(f"{folder} holds other parameters than the config: {'; '.join(wrong)}")

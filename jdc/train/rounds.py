@@ -118,11 +118,12 @@ def make_round_start(
     scores: dict[str, np.ndarray] = {}
     shown: dict[str, np.ndarray] = {}
     for rows in _distinct(list(swept.values())):  # slots that sweep the same rows share a pass
-      found = sweeps.scores(state, facts, rows, round_)
+      names = {n for n in scored if np.array_equal(swept[n], rows)}
+      found = sweeps.scores(state, facts, rows, round_, names)
       spent = spent.plus(found.cost)
       if np.any(rows >= 0):  # padding tells nothing of rows that another sweep has looked at
         shown |= {n: _spread(x, rows, len(pool), np.nan, False) for n, x in found.shown.items()}
-      scores |= {n: found.scores[n] for n in scored if np.array_equal(swept[n], rows)}
+      scores |= {n: found.scores[n] for n in names}
     for name in scored:
       if not due[name]:
         shape = (len(ids[name]), *scores[name].shape[1:])

@@ -1,7 +1,8 @@
 """Sweeps of a run: the statistics that round-scope policies read of the pool, in one pass."""
 
+import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ class Found(NamedTuple):
 class Sweeps(NamedTuple):
   """Passes over rows of the pool under the current model."""
 
-  scores: Callable[..., Found]  # (state, facts, ids i32[C], round)
+  scores: Callable[..., Found]  # (state, facts, ids i32[C], round, slots that sweep them)
   # (state, facts) -> the states of the policies that look at the whole pool once, by slot
   prepare: Callable[..., tuple[dict[str, Any], Cost]]
 
@@ -79,8 +80,12 @@ def make_sweeps(
   preparing = {n: p for n, p in active.items() if p.prepare is not None}
   everywhere = jax.NamedSharding(sharding.mesh, jax.P())  # every process reads the results
   parts = (model, reference, features)
-  score_chunk = jax.jit(_scorer(*parts, scored), out_shardings=everywhere)
-  keep_chunk = jax.jit(_scorer(*parts, scored, keeps=True), out_shardings=everywhere)
+
+  @functools.cache
+  def scorer(names: frozenset[str], keeps: bool) -> Callable:
+    some = {name: policy for name, policy in scored.items() if name in names}
+    return jax.jit(_scorer(*parts, some, keeps), out_shardings=everywhere)
+
   fields = frozenset[str]().union(*(p.observes_pool for p in preparing.values()))
   tell_chunk = jax.jit(_teller(*parts, fields), out_shardings=everywhere)
   prepare_all = jax.jit(_preparer(preparing), out_shardings=everywhere)
@@ -123,10 +128,12 @@ def make_sweeps(
     names = observed & kept_features.NAMES
     return kept.open(names, state, ids) if kept is not None and names else None
 
-  def scores(state: TrainState, facts: dict[str, Any], ids: np.ndarray, round_: int) -> Found:
-    observed = frozenset[str]().union(*(p.observes for p in scored.values()))
+  def scores(
+    state: TrainState, facts: dict[str, Any], ids: np.ndarray, round_: int, names: Set[str]
+  ) -> Found:
+    observed = frozenset[str]().union(*(scored[name].observes for name in names))
     table = table_of(observed, state, ids)
-    chunk = keep_chunk if isinstance(table, FeaturesWriter) else score_chunk
+    chunk = scorer(frozenset(names), isinstance(table, FeaturesWriter))
     found, cost = sweep(chunk, state, facts, ids, f"round {round_}", observed, table)
     shown = {n: found.pop(f"shown/{n}") for n in _SHOWN if n in observed}
     return Found(found, shown, cost)
@@ -137,9 +144,10 @@ def make_sweeps(
     ids = np.arange(len(pool), dtype=np.int32)
     table = table_of(fields, state, ids)
     found, cost = sweep(tell_chunk, state, facts, ids, "preparation", fields, table)
-    if isinstance(table, FeaturesWriter):  # what it has taken is read again
+    if isinstance(table, FeaturesWriter):
       assert kept is not None
       table = kept.read(table)
+    if table is not None:  # chunks in the store are without what a writer has taken
       found |= {name: table.rows(ids, name) for name in table.names}
     known = found | {"example_id": ids, "domain": pool.domain(ids).astype(np.int32)}
     told = loader.place({n: x for n, x in known.items() if n in fields}, everywhere)
@@ -160,7 +168,7 @@ def _scorer(
   reference: LanguageModel | None,
   features: Features | None,
   scored: dict[str, DataPolicy],
-  keeps: bool = False,
+  keeps: bool,
 ) -> Callable:
   """Returns what scores a chunk by computed or known features, and tells those it keeps."""
   wanted = frozenset[str]().union(*(policy.observes for policy in scored.values()))

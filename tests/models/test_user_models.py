@@ -238,6 +238,32 @@ def test_errors_name_what_cannot_be_tapped(kind):
     model.logits(params[0], *rows()[:3])
 
 
+class LinenLayer(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return jnp.tanh(nn.Dense(WIDTH, name="inner")(x))
+
+
+def test_a_tap_that_a_jit_inside_leaves_out_is_named():
+  """Its trace of a pass without taps is not told from one with them."""
+  jitted = nn.jit(LinenLayer)
+
+  class Jitted(nn.Module):
+    @nn.compact
+    def __call__(self, tokens, _):
+      return nn.Dense(V, name="head")(jitted(name="block")(nn.Embed(V, WIDTH)(tokens)))
+
+  model = from_linen(Jitted(), token_losses, vocab_size=V)
+  params = (jax.jit(model.init)(KEY), None)
+  maps = model.linear_maps(params[0])
+  assert "block/inner/kernel" in maps
+  jax.eval_shape(model.token_losses, params[0], *rows()[:4])
+  options = gradients.Options("kron", size=4 * len(maps))
+  features = kron.make_kron(model, params, frozenset({"gradient"}), options, KEY)
+  with pytest.raises(ValueError, match="layers of block/inner/kernel were not called"):
+    jax.eval_shape(features.compute, params, None, rows())
+
+
 def test_other_collections_are_named():
   class Normed(nn.Module):
     @nn.compact

@@ -192,9 +192,61 @@ def test_kept_features_serve_other_policies_and_targets(build, sweeps, tmp_path)
   # Gradients without Adam are others, and have a table of their own.
   score(build(selection.less(direction="gradient")), "gradient", kept)
   assert FeaturesTable(f"{kept}/2/gradient").names == ("gradient",)
-  for number, changes in enumerate([{"seed": 1}, {"features": FeaturesConfig(size=64)}]):
-    with pytest.raises(ValueError, match="holds features of another sweep"):
-      score(build(selection.less(), **changes), f"other {number}", kept)
+
+
+def test_kept_features_of_others_are_refused(build, tmp_path):
+  loop.fit(build(selection.random()), str(tmp_path / "run"))
+  loop.fit(build(selection.random(), batch_size=16), str(tmp_path / "another"))
+  kept = str(tmp_path / "kept")
+
+  def score(name, from_run="run", **changes):
+    folder = str(tmp_path / from_run / "checkpoints")
+    run = build(selection.less(), **changes)
+    return offline.score(run, str(tmp_path / name), folder, [2], kept)
+
+  first = score("first")
+  for number, (changes, named) in enumerate((
+    ({"seed": 1}, "config"),
+    ({"features": FeaturesConfig(size=64)}, "config"),
+    ({"config_json": {"model.num_heads": 2}}, "config"),
+    ({"adam": ADAM._replace(clip_norm=0.1)}, "adam"),
+    ({"from_run": "another"}, "state"),
+  )):  # fmt: skip
+    message = f"holds features of another sweep, of other {named}; delete it"
+    with pytest.raises(ValueError, match=message):
+      score(f"other {number}", **changes)
+  # Of the data, the pool alone decides.
+  domains = build(selection.less()).domains
+  others = {n: d._replace(target=d.validation) for n, d in domains.items()}
+  assert score("targets", domains=others).rows_read == len(first.columns["score"])
+
+
+def test_features_that_nothing_reads_are_refused(build, tmp_path):
+  for features, message in (
+    (str(tmp_path / "kept"), "of which the selection observes none; it observes .*loss"),
+    ("gs://bucket/kept", "must be a local folder"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      offline.score(build(selection.loss()), str(tmp_path), features=features)
+
+
+def test_sweeps_under_another_adam_are_others(build, sweeps, tmp_path):
+  loop.fit(build(selection.random()), str(tmp_path / "run"))
+  folder, counted = str(tmp_path / "run" / "checkpoints"), []
+  for clip_norm in (0.0, 0.0, 0.1):
+    sweeps.clear()
+    run = build(selection.less(), adam=ADAM._replace(clip_norm=clip_norm))
+    offline.score(run, str(tmp_path / "offline"), folder, [2])
+    counted += [(x.num_computed, x.num_chunks) for x in sweeps]
+  (first, whole), (again, _), (other, _) = counted
+  assert (first, again, other) == (whole, 0, whole)
+
+
+def test_a_preparation_that_was_finished_is_found_again(build, tmp_path):
+  """Its store is without the embeddings, which the table has."""
+  run, kept = build(selection.cluster_less(clusters=4, count=2)), str(tmp_path / "kept")
+  first, again = (offline.score(run, str(tmp_path / "same"), features=kept) for _ in range(2))
+  np.testing.assert_allclose(again.columns["score"], first.columns["score"], atol=1e-6)
 
 
 def test_a_stage_that_observes_nothing_sweeps_nothing(build, sweeps, tmp_path):
@@ -224,6 +276,8 @@ def test_offline_scores_refuse_what_does_not_fit(build, tmp_path, small_model):
   run = build(selection.loss())
   with pytest.raises(ValueError, match=r"no checkpoint of step 7; there are \[1\]"):
     offline.score(run, str(tmp_path), folder, [7])
+  with pytest.raises(ValueError, match=r"steps must increase, got \(1, 1\)"):
+    offline.score(run, str(tmp_path), folder, [1, 1])
   with pytest.raises(ValueError, match="are of checkpoints, and none are given"):
     offline.score(run, str(tmp_path), None, [1])
   with pytest.raises(ValueError, match="round-scope selection"):
