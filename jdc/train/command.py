@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     sys.argv = [arg for arg in argv if arg not in overrides]
     app.parse_flags_with_usage(sys.argv)
     paths = [arg.lstrip("-").partition("=")[0].removeprefix("config.") for arg in overrides]
-    known = flags.FLAGS["config"].value
+    known: Any = flags.FLAGS["config"].value
     problems = config_lib.unknown_overrides(known, paths) or [str(error)]
     sys.exit(f"FATAL Flags parsing error: {'; '.join(problems)}")
 
