@@ -34,8 +34,9 @@ def language_model(
 
   A linear layer is tapped where its matrix is a parameter as it stands, [*in, *out] for inputs
   [B, T, *in] and outputs [B, T, *out], and where the pass calls it once, outside of loops: the
-  sum over t of x_t dy_t^T is its whole gradient then. Others, as layers stacked for a scan or
-  called twice, are not among `linear_maps`. Several axes in or out count as one, flattened.
+  sum over t of x_t dy_t^T is its whole gradient then. Others, as layers stacked for a scan,
+  called twice or inside a jit of the model's own, are not among `linear_maps`. Several axes in
+  or out count as one, flattened.
 
   Args:
     init: gives the parameters, a nested dict with string keys.
@@ -50,7 +51,9 @@ def language_model(
 
   def linear_maps(params: Params) -> dict[str, LinearMap]:
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-    return _find(losses, shapes, length)
+    # A jit inside the model keeps its first trace: what is found again is found in any pass.
+    again = _find(losses, shapes, length)
+    return {path: x for path, x in _find(losses, shapes, length).items() if path in again}
 
   def tapped_losses(
     params: Params,
@@ -78,8 +81,8 @@ def language_model(
     found = losses(params, tokens, targets, positions, segments, observe)
     if missed := sorted(taps.keys() - called):
       raise ValueError(
-        f"the layers of {', '.join(missed)} were not called: a jit inside the model may keep a "
-        "trace without their taps; leave it out, since all of the model is compiled anyway"
+        f"the layers of {', '.join(missed)} were not called in this pass, or in a jit inside "
+        "the model, which keeps a trace without taps"
       )
     return found
 

@@ -244,8 +244,9 @@ class LinenLayer(nn.Module):
     return jnp.tanh(nn.Dense(WIDTH, name="inner")(x))
 
 
-def test_a_tap_that_a_jit_inside_leaves_out_is_named():
-  """Its trace of a pass without taps is not told from one with them."""
+@pytest.mark.parametrize("traced_before", [False, True])
+def test_layers_in_a_jit_inside_are_not_tapped(traced_before):
+  """Its first trace is kept, in which taps may be missing."""
   jitted = nn.jit(LinenLayer)
 
   class Jitted(nn.Module):
@@ -254,14 +255,13 @@ def test_a_tap_that_a_jit_inside_leaves_out_is_named():
       return nn.Dense(V, name="head")(jitted(name="block")(nn.Embed(V, WIDTH)(tokens)))
 
   model = from_linen(Jitted(), token_losses, vocab_size=V)
-  params = (jax.jit(model.init)(KEY), None)
-  maps = model.linear_maps(params[0])
-  assert "block/inner/kernel" in maps
-  jax.eval_shape(model.token_losses, params[0], *rows()[:4])
-  options = gradients.Options("kron", size=4 * len(maps))
-  features = kron.make_kron(model, params, frozenset({"gradient"}), options, KEY)
-  with pytest.raises(ValueError, match="layers of block/inner/kernel were not called"):
-    jax.eval_shape(features.compute, params, None, rows())
+  params = jax.eval_shape(model.init, KEY)
+  if traced_before:
+    jax.eval_shape(model.token_losses, params, *rows()[:4])
+  assert set(model.linear_maps(params)) == {"head/kernel"}
+  taps = dict.fromkeys(("head/kernel", "block/outer/kernel"), lambda x, y: y)
+  with pytest.raises(ValueError, match="layers of block/outer/kernel were not called"):
+    jax.eval_shape(lambda p: model.tapped_losses(p, taps, *rows()[:4]), params)
 
 
 def test_other_collections_are_named():
