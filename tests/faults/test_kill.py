@@ -20,7 +20,10 @@ CONFIGS = {
   # Packed records, dropout, and frozen parameters that no checkpoint holds.
   "adapters": ("finetune_lora.py:tiny", {"plan__sweep_rows": 24, "sequence_length": 64}),
   # LESS, ODM and loss reweighting at once; each round sweeps the whole pool.
-  "influence": ("select_less.py:tiny,composed", {"target__every_steps": 30}),
+  "influence": (
+    "select_less.py:tiny,composed",
+    {"target__every_steps": 30, "plan__steps_per_round": 12, "sequence_length": 64},
+  ),
 }
 EXAMPLES = {"adapters": 8 * 16}  # of a step, where they are not 8
 
