@@ -19,6 +19,7 @@ from jdc.report import right_data
 from jdc.report.right_data import Picked
 
 ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
 RELEVANCE = {"sums": ["algebra"], "code": ["python", "rust"], "never_relevant": ["spam"]}
 SOURCES = ["algebra", "spam", "python", "news", "rust", "algebra", "news", "spam"]
 
@@ -182,9 +183,8 @@ def test_the_script_finds_the_right_sources_and_repeats_nothing(data, tmp_path):
   def launch(*more):
     flags = ["--tiny", "--seeds=0", "--targets=fruit,colour", f"--workdir={tmp_path}/run"]
     command = [sys.executable, "launch/right_data.py", f"--data={data}", *flags, *more]
-    environment = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-      command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True,
+      command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True,
       timeout=600, check=False,
     )  # fmt: skip
 
@@ -210,6 +210,26 @@ def test_the_script_finds_the_right_sources_and_repeats_nothing(data, tmp_path):
   staged = (tmp_path / "run/data/pool.train.jsonl").read_text().splitlines()
   assert len(staged) == 60
   assert all(json.loads(line).keys() == {"instruction", "input", "output"} for line in staged)
+
+  # The run is one whose projections can be compared with exact gradients.
+  output = tmp_path / "fidelity.json"
+  flags = {
+    "run": tmp_path / "run/seed-0", "targets": tmp_path / "run/targets/fruit+colour",
+    "output": output, "rows": 30, "num_targets": 4, "draws": 2, "sizes": 4096,
+    "signs": "", "ranks": 4, "directions": "",
+  }  # fmt: skip
+  done = subprocess.run(
+    [sys.executable, "launch/fidelity.py", *(f"--{name}={x}" for name, x in flags.items())],
+    cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=600,
+    check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  lines = json.loads(output.read_text())
+  found = {(line["name"], line["size"]): np.mean(line["draws"]["products"]) for line in lines}
+  assert found["count_sketch", 4096] > 0.95
+  assert set(map(bool, np.isfinite(list(found.values())))) == {True}
+  assert {len(line["draws"]["cosines"]) for line in lines} == {1, 2}
+  assert f"| {np.mean(lines[0]['draws']['products']):.3f} |" in done.stdout
 
   # Once more: nothing is left to do. Another data set is refused.
   files = sorted((tmp_path / "run").glob("seed-*/picked/*/*.json"))
