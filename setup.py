@@ -8,6 +8,20 @@ PARQUET = ["pyarrow>=17"]
 ZSTD = ["zstandard>=0.23"]
 TFDS = ["tensorflow-datasets>=4.9.9"]
 TOKENIZERS = ["tokenizers>=0.21"]
+PREP = [
+  *PARQUET,
+  *TOKENIZERS,
+  *ZSTD,
+  "ahocorasick-rs>=1.0",
+  "daft>=0.7.26,<0.8",
+  "ftfy>=6.3",
+  "numba>=0.63",
+  "orjson>=3.11",
+  "py3langid>=0.4,<0.5",
+  "pydantic>=2.12",
+  "resiliparse>=2.0",
+  "warcio>=1.7.5",
+]
 HF = [*TOKENIZERS, "jinja2>=3.1.6", "transformers>=5.0"]
 # What results are compared with; this release of torch installs without CUDA.
 PEERS = ["peft>=0.21", "safetensors>=0.6", "torch==2.13.0"]
@@ -48,11 +62,12 @@ setup(
   extras_require={
     "parquet": PARQUET,
     "zstd": ZSTD,
+    "prep": PREP,
     "tfds": TFDS,
     "tokenizers": TOKENIZERS,
     "hf": HF,
     "lm_eval": [*HF, "lm-eval>=0.4.13"],
     "wandb": ["wandb>=0.19"],
-    "tests": [*TESTS, *PARQUET, *ZSTD, *TFDS, *HF, *PEERS],
+    "tests": [*TESTS, *PARQUET, *ZSTD, *PREP, *TFDS, *HF, *PEERS],
   },
 )

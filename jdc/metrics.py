@@ -1,6 +1,6 @@
-"""Where the numbers of a run go: JSON lines, TensorBoard, W&B; and the log of example ids.
+"""Where the numbers of a run go: JSON lines, TensorBoard, W&B; and the log of its decisions.
 
-`metrics.jsonl` and the log of example ids hold nothing that depends on the clock, so those of a
+`metrics.jsonl` and the log of decisions hold nothing that depends on the clock, so those of a
 resumed run equal an uninterrupted one's byte for byte; times are in `timing.jsonl`.
 """
 
@@ -12,9 +12,12 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
+
+# The files of the log of decisions.
+_IDS, _WEIGHTS, _ABOUT = "example_ids.i32", "example_weights.f32", "example_ids.json"
 
 
 class Closable(Protocol):
@@ -128,50 +131,110 @@ class WandbWriter:
     self._run.finish()
 
 
-class ExampleLog:
-  """The example ids of every step, as raw little-endian int32 rows of one fixed width.
+class DecisionLog:
+  """The examples of every step and what their losses were multiplied by.
+
+  Both are raw little-endian rows of one fixed width, int32 and float32. There is a file of
+  weights where something weights examples.
 
   Args:
-    folder: receives `example_ids.i32` and its width in `example_ids.json`.
+    folder: receives `example_ids.i32`, `example_weights.f32` and `example_ids.json`, which
+      holds the width.
     num_rows: rows trained in a step.
     steps: complete steps to keep of an existing log; the rest is cut off.
+    weighted: whether examples have weights.
+    about: what else `example_ids.json` is to tell.
   """
 
-  def __init__(self, folder: Path, num_rows: int, steps: int):
+  def __init__(
+    self,
+    folder: Path,
+    num_rows: int,
+    steps: int,
+    weighted: bool = False,
+    about: Mapping[str, Any] | None = None,
+  ):
     self._num_rows = num_rows
-    self._path = path = folder / "example_ids.i32"
-    (folder / "example_ids.json").write_text(json.dumps({"rows_per_step": num_rows}))
-    size, kept = path.stat().st_size if path.exists() else 0, 4 * num_rows * steps
-    if size < kept:
-      raise ValueError(f"{path} holds {size} bytes, but the checkpoint needs {kept}")
-    if size > kept:
-      os.truncate(path, kept)
-    self._file = path.open("ab")
+    told = {"rows_per_step": num_rows, **(about or {})}
+    (folder / _ABOUT).write_text(json.dumps(told))
+    self._ids = _cut_array(folder / _IDS, 4 * num_rows * steps)
+    self._weights = None
+    if weighted:
+      self._weights = _cut_array(folder / _WEIGHTS, 4 * num_rows * steps)
+    elif not steps:
+      (folder / _WEIGHTS).unlink(missing_ok=True)
 
-  def append(self, example_ids: np.ndarray) -> None:
-    """Adds the ids of the next step."""
-    if example_ids.shape != (self._num_rows,):
-      raise ValueError(f"expected {self._num_rows} example ids, got {example_ids.shape}")
-    with _naming(self._path):
-      self._file.write(example_ids.astype("<i4").tobytes())
+  def append(self, example_ids: np.ndarray, weights: np.ndarray | None = None) -> None:
+    """Adds the ids of the next step, and the weights where examples have them."""
+    expected, given = (self._num_rows,), None if weights is None else weights.shape
+    if example_ids.shape != expected or given != (expected if self._weights else None):
+      raise ValueError(
+        f"expected {self._num_rows} example ids and {'as many' if self._weights else 'no'} "
+        f"weights, got shapes {example_ids.shape} and {given}"
+      )
+    _append(self._ids, example_ids.astype("<i4"))
+    if self._weights is not None and weights is not None:
+      _append(self._weights, weights.astype("<f4"))
 
   def flush(self) -> None:
     """Makes what was appended durable."""
-    with _naming(self._path):
-      self._file.flush()
-      os.fsync(self._file.fileno())
+    for file in self._files():
+      with _naming(Path(file.name)):
+        file.flush()
+        os.fsync(file.fileno())
 
   def close(self) -> None:
-    """Flushes and closes the file."""
-    with _naming(self._path), self._file:
+    """Flushes and closes the files."""
+    with contextlib.ExitStack() as stack:
+      for file in self._files():
+        stack.enter_context(_naming(Path(file.name)))
+        stack.enter_context(file)
       self.flush()
+
+  def _files(self) -> list[BinaryIO]:
+    return [file for file in (self._ids, self._weights) if file is not None]
+
+
+class Decisions(NamedTuple):
+  """What a run's log tells."""
+
+  ids_SxB: np.ndarray  # i32, of S steps; -1 is a row that did not count
+  weights_SxB: np.ndarray | None  # f32, what the losses were multiplied by; `None`: 1
+  data_fingerprint: str  # of the rows that were drawn from; empty: not told
+  token_weights: bool  # whether single tokens were weighted, which no log tells
+  max_segments: int = 0  # records of a packed row; 0: a row is one
+
+
+def read_decisions(folder: Path | str) -> Decisions:
+  """Reads the log of a run in its workdir.
+
+  Raises:
+    ValueError: if there is none, or its files do not belong together.
+  """
+  folder = Path(folder)
+  try:
+    about, ids = _read_ids(folder)
+    weights = None
+    if (folder / _WEIGHTS).exists():
+      weights = np.fromfile(folder / _WEIGHTS, "<f4").reshape(-1, about["rows_per_step"])
+    told = [about[name] for name in ("data_fingerprint", "token_weights", "max_segments")]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{folder} holds no log of a run's decisions: {error!r}") from error
+  if weights is not None and weights.shape != ids.shape:
+    raise ValueError(
+      f"{folder}: {_IDS} holds {ids.shape} examples by step, {_WEIGHTS} {weights.shape}"
+    )
+  return Decisions(ids, weights, *told)
 
 
 def read_example_ids(folder: Path | str) -> np.ndarray:
   """Returns the example ids of a run, i32[steps, rows]; -1 is a row that did not count."""
-  folder = Path(folder)
-  width = json.loads((folder / "example_ids.json").read_text())["rows_per_step"]
-  return np.fromfile(folder / "example_ids.i32", "<i4").reshape(-1, width)
+  return _read_ids(Path(folder))[1]
+
+
+def _read_ids(folder: Path) -> tuple[dict[str, Any], np.ndarray]:
+  about = json.loads((folder / _ABOUT).read_text())
+  return about, np.fromfile(folder / _IDS, "<i4").reshape(-1, about["rows_per_step"])
 
 
 def read_metrics(folder: Path | str, file: str = "metrics.jsonl") -> list[dict[str, float]]:
@@ -256,6 +319,21 @@ def entropy(p_K: np.ndarray) -> float:
   """Returns the entropy of a distribution in nats."""
   positive = p_K[p_K > 0]
   return float(-(positive * np.log(positive)).sum()) + 0.0 if len(positive) else math.nan
+
+
+def _cut_array(path: Path, kept: int) -> BinaryIO:
+  """Opens a file to append to its first `kept` bytes, without what follows them."""
+  size = path.stat().st_size if path.exists() else 0
+  if size < kept:
+    raise ValueError(f"{path} holds {size} bytes, but the checkpoint needs {kept}")
+  if size > kept:
+    os.truncate(path, kept)
+  return path.open("ab")
+
+
+def _append(file: BinaryIO, array: np.ndarray) -> None:
+  with _naming(Path(file.name)):
+    file.write(array.tobytes())
 
 
 def _cut_lines(path: Path, last_step: int, last_line: float) -> int:

@@ -8,6 +8,9 @@
   python launch/bench.py --what=cross_entropy --vocab_size=32768 --width=512 --loss_chunk=256 \\
     --batch_size=4 --sequence_length=256 --pairs=10  # chunked losses against the plain one
   python launch/bench.py --what=sweeps --peer=PYTHON  # statistics of a pool, beside DataFlex
+  python launch/bench.py --what=dsir      # text hashed and weighed a second
+  python launch/bench.py --what=prep --peer=PYTHON  # documents prepared a second, beside others
+  python launch/bench.py --what=generation  # tokens a second, with a cache and by recomputation
 
 Ratios come from interleaved steps in one process; the A/A row is the hand-written loop against
 itself, which is what noise alone gives.
@@ -19,7 +22,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import bench_domains
+import bench_dsir
+import bench_generation
 import bench_policies
+import bench_prep
 import bench_setup
 import bench_sweeps
 import jax
@@ -61,13 +67,24 @@ from jdc.train.step import make_train_step
 WHAT = flags.DEFINE_enum(
   "what",
   "loop",
-  ["loop", "loader", "throughput", "cross_entropy", "policies", "domains", "sweeps"],
+  [
+    "loop",
+    "loader",
+    "throughput",
+    "cross_entropy",
+    "policies",
+    "domains",
+    "sweeps",
+    "dsir",
+    "generation",
+    "prep",
+  ],
   "What to measure.",
 )
 PEAK = flags.DEFINE_float("peak_tflops", 0.0, "The chip's peak, for the share that is used.")
 CHUNK = flags.DEFINE_integer("loss_chunk", None, "Positions of a chunk of logits; or auto.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps that throughput is measured over.")
-for module in (bench_setup, bench_policies, bench_domains, bench_sweeps):
+for module in (bench_setup, bench_policies, bench_domains, bench_sweeps, bench_prep):
   flags.adopt_module_key_flags(module)
 
 
@@ -82,6 +99,9 @@ def main(argv: list[str]) -> None:
     "policies": bench_policies.main,
     "domains": bench_domains.main,
     "sweeps": bench_sweeps.main,
+    "dsir": bench_dsir.main,
+    "prep": bench_prep.main,
+    "generation": bench_generation.main,
   }[WHAT.value]()
 
 

@@ -10,6 +10,7 @@ import tempfile
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from bench_setup import (
@@ -26,7 +27,7 @@ from bench_setup import (
 
 from jdc import policies
 from jdc.models.decoder import decoder
-from jdc.policies import Policies, mixture, weighting
+from jdc.policies import Policies, mixture, selection, weighting
 from jdc.train import config as c
 from jdc.train import loop, sharding
 from jdc.train.optimizer import make_optimizer
@@ -45,12 +46,15 @@ class Row(NamedTuple):
   rare: str = ""  # what happens every `_EVERY` steps
   reference: str = ""  # whose losses are computed in each "step", or are "cached"
   num_experts: int = 0
+  draw: str = "shuffle"
+  alignment: str = "exact"  # of `target_alignment`
 
 
 def rows(num_domains: int) -> dict[str, Row]:
   """Returns the policies to measure, by name, with defaults wherever there are some."""
   mix = lambda policy: policies.combine(mixture=policy)
   weigh = lambda policy: policies.combine(weighting=policy)
+  select = lambda policy: policies.combine(selection=policy)
   graph = 0.5 * np.eye(num_domains) + 0.5
   first = [1.0] * num_domains
   stages = [(0, first), (10**6, [2.0, *first[1:]])]
@@ -74,11 +78,36 @@ def rows(num_domains: int) -> dict[str, Row]:
     "weighting.adapt": Row(weigh(weighting.adapt()), 1.05, "refresh"),
     "weighting.joint_update_aware": Row(weigh(weighting.joint_update_aware()), 1.05, "refresh"),
     "weighting.learning_to_reweight": Row(weigh(weighting.learning_to_reweight()), None),
+    "weighting by el2n": Row(weigh(_by_errors()), 1.10),
+    "selection.infobatch": Row(select(selection.infobatch()), 1.10, "round", draw="top_k"),
+    "selection.in_run_shapley": Row(
+      select(selection.in_run_shapley()), None, draw="gumbel_top_k", alignment="linear_maps"
+    ),
+    "selection.in_run_shapley, low rank": Row(
+      select(selection.in_run_shapley()),
+      1.10,
+      "refresh",
+      draw="gumbel_top_k",
+      alignment="low_rank",
+    ),
     "mixture.doge": Row(mix(mixture.doge()), rare="round"),
     "mixture.pike": Row(mix(mixture.pike(0.01, 0.1)), rare="round"),
     "mixture.skill_it": Row(mix(mixture.skill_it(graph)), rare="round"),
     "mixture.aioli": Row(mix(mixture.aioli()), rare="round"),
   }
+
+
+def _by_errors() -> policies.DataPolicy:
+  """Weights rows by the norm of their error vectors, over that of the batch."""
+
+  def init(spec: policies.RunSpec, key: jax.Array) -> tuple[policies.Decision, Any]:
+    del key
+    return policies.Decision(weights=jnp.ones(spec.batch_size)), ()
+
+  def update(stats: policies.ExampleStats, state: Any) -> tuple[policies.Decision, Any]:
+    return policies.Decision(weights=stats.el2n / jnp.mean(stats.el2n)), state
+
+  return policies.DataPolicy(init, update, frozenset({"el2n"}), scope="step")
 
 
 def main() -> None:
@@ -127,7 +156,8 @@ def _report(name: str, row: Row, values: np.ndarray, base: np.ndarray) -> None:
 
 def _run(row: Row, domains: Any, folder: str) -> loop.Run:
   config = make_config(
-    plan=c.PlanConfig(steps_per_round=_EVERY), target=c.TargetConfig(every_steps=_EVERY)
+    plan=c.PlanConfig(steps_per_round=_EVERY, draw=row.draw),
+    target=c.TargetConfig(every_steps=_EVERY, alignment=row.alignment),
   )
   changes: dict[str, Any] = {}
   if row.num_experts:

@@ -113,19 +113,18 @@ def make_measures(
   """Returns what to call, by name; sweeps are of all records."""
   model, params = _model()
   rows_pool, ids = loader.Pool([records], _LONGEST), np.arange(len(records), dtype=np.int32)
-  # The shapes of a long sweep, which are worth their compilation; but few, since the programs
-  # of all measures must fit the memory maps of a process together.
-  pool.buckets = functools.partial(buckets, compilation=0, max_shapes=6)
   moments = Moments(
     jax.tree.map(lambda x: 1e-3 * x, params[0]),
     jax.tree.map(lambda x: 1e-4 * jnp.abs(x) + 1e-8, params[0]),
     jnp.int32(100),
   )
 
-  def sweep(function: ScoreChunk) -> Callable[[], Cost]:
+  def sweep(function: ScoreChunk, max_shapes: int) -> Callable[[], Cost]:
     compiled = Compiled(function)
 
     def measure() -> Cost:
+      # The shapes of a long sweep, which are worth their compilation.
+      pool.buckets = functools.partial(buckets, compilation=0, max_shapes=max_shapes)
       compiled.flops, begin = 0.0, _now()
       swept = pool.sweep(
         compiled, params, moments, rows_pool, ids, _FULL_ROWS, batches, name=None
@@ -139,12 +138,14 @@ def make_measures(
     return _forward(by_losses, params, length, int(records.lengths.sum()), batches)
 
   by_losses = _losses(model)
-  chunks = {"losses": by_losses} | _gradients(model, params, microbatch_size)
+  gradients = _gradients(model, params, microbatch_size)
   return {
     "peak": _peak(),
     "bare forward, rows of 512": forward(512),
     "bare forward, rows of 168": forward(168),
-    **{name: sweep(function) for name, function in chunks.items()},
+    "losses": sweep(by_losses, max_shapes=16),
+    # Of few shapes, since the programs of all must fit the memory maps of a process together.
+    **{name: sweep(function, max_shapes=6) for name, function in gradients.items()},
   }
 
 

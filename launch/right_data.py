@@ -9,7 +9,7 @@ task and those that are `never_relevant`. A small decoder is trained on the pool
 anew. At its last checkpoint every method picks a tenth of the pool for each target, or, where
 it weighs tasks against each other, for all of them at once; `right_data.md` and
 `right_data.json` in the workdir say after each seed how much of that is relevant. A TF-IDF
-match of the texts and a random tenth stand beside.
+match of the texts, DSIR and a random tenth stand beside.
 
 No selection can read `source`: runs see a copy of the texts. Stopped, the same command
 continues; a selection is made again where its config or data have changed. A change of the code
@@ -24,8 +24,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from absl import app, flags
 
+from jdc.data import dsir, tfidf
 from jdc.models.decoder_config import DecoderConfig
 from jdc.policies import selection
 from jdc.recipes import right_data, runs
@@ -41,7 +43,7 @@ SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "A model and all selections 
 TARGETS = flags.DEFINE_list("targets", ["gsm8k", "humaneval"], "Tasks.")
 METHODS = flags.DEFINE_list("methods", [], "Some of the methods; empty: all.")
 ROWS = flags.DEFINE_integer("rows", 0, "Rows of the pool; 0: all.", lower_bound=0)
-PASSES = flags.DEFINE_float("passes", 3.0, "Passes over the pool in training.", lower_bound=0)
+PASSES = flags.DEFINE_float("passes", 3.0, "Passes over the pool in training.")
 TINY = flags.DEFINE_bool("tiny", False, "A model of some thousand parameters, to try things.")
 
 ONE_IN = 10  # rows of the pool is picked
@@ -55,7 +57,8 @@ def methods(count: int, num_layers: int) -> dict[str, Method]:
   top = {"provider": "kron", "size": num_layers // 2 * 7 * 16**2, "top_layers": num_layers // 2}
   by_gradient = c.policy(selection.less, direction="gradient")
   return {
-    "tfidf": Method(tasks="any"),
+    "tfidf": Method(match=tfidf.likeness, tasks="any"),
+    "dsir": Method(match=_importance, draw="gumbel_top_k", tasks="any"),
     "random": Method(c.policy(selection.random), "gumbel_top_k", False, tasks="any"),
     "loss": Method(c.policy(selection.loss), "gumbel_top_k", targeted=False),
     # The rows whose loss has fallen most: its window begins 0.6 % into their order.
@@ -64,8 +67,12 @@ def methods(count: int, num_layers: int) -> dict[str, Method]:
       targeted=False,
       since_first_quarter=True,
     ),
+    "el2n": Method(c.policy(selection.el2n), targeted=False),
+    "grand": Method(c.policy(selection.grand), targeted=False, features=kron),
+    "coincide": Method(c.policy(selection.coincide, count=count), targeted=False),
     "near": Method(c.policy(selection.near, count=count)),
     "tsds": Method(c.policy(selection.tsds), "gumbel_top_k"),
+    "mates": Method(c.policy(selection.mates), probes=128),
     "cluster_less": Method(c.policy(selection.cluster_less)),
     "less_kron_top": Method(by_gradient, features=top),
     "less_kron": Method(by_gradient, features=kron),
@@ -74,6 +81,10 @@ def methods(count: int, num_layers: int) -> dict[str, Method]:
     # With one task its order is that of LESS.
     "icons": Method(c.policy(selection.icons, share=1 / ONE_IN), tasks="all"),
   }
+
+
+def _importance(texts: Sequence[str], target: Sequence[str]) -> np.ndarray:
+  return dsir.log_importance(dsir.hash_ngrams(texts), dsir.hash_ngrams(target))
 
 
 def config_of(staged: Staged, num_steps: int, seed: int, tiny: bool = False) -> TrainConfig:
@@ -117,6 +128,8 @@ def run(
   num_rows: int, passes: float, tiny: bool,
 ) -> str:  # fmt: skip
   """Trains, picks and compares; returns the table."""
+  if passes <= 0:
+    raise ValueError(f"--passes must be positive, got {passes}")
   begin = time.monotonic()
   staged = right_data.stage(data, workdir, tasks, num_rows, VOCAB_SIZE)
   relevance = json.loads((data / "relevance.json").read_text(encoding="utf-8"))

@@ -21,7 +21,6 @@ or by another policy that reads the same gradients, then passes over no row of t
 """
 
 import importlib.util
-import json
 import os
 from pathlib import Path
 
@@ -30,6 +29,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
+from jdc.policies.selection import score_files
 from jdc.train import command, loop, offline, process, sweeps
 from jdc.train import config as config_lib
 
@@ -71,7 +71,6 @@ def main(argv: list[str]) -> None:
 def write(output: Path, run: loop.Run, scored: offline.Scored) -> None:
   """Writes the table, whole or not at all."""
   import pyarrow as pa
-  import pyarrow.parquet as pq
 
   names = np.array(list(run.domains))
   tables = [domain.train for domain in run.domains.values()]
@@ -87,14 +86,7 @@ def write(output: Path, run: loop.Run, scored: offline.Scored) -> None:
     "metrics": {name: np.asarray(x).tolist() for name, x in scored.metrics.items()},
     "extra_rows": scored.cost._asdict(),
   }
-  table = table.replace_schema_metadata({"jdc": json.dumps(described)})
-  partial = output.with_name(f".{output.name}.{os.getpid()}")
-  output.parent.mkdir(parents=True, exist_ok=True)
-  try:
-    pq.write_table(table, partial)
-    os.replace(partial, output)
-  finally:
-    partial.unlink(missing_ok=True)
+  score_files.write_parquet(output, table, described)
 
 
 def _where(table: object, row: int) -> str | None:

@@ -1,7 +1,9 @@
 """Gives every test eight virtual CPU devices; this must happen before jax is imported."""
 
+import gc
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,24 @@ os.environ.setdefault("NPROC", "64")  # threads, for the same reason
 _given = os.environ.get("XLA_FLAGS", "")
 _missing = [flag for flag in _FLAGS if flag.partition("=")[0] not in _given]
 os.environ["XLA_FLAGS"] = " ".join([*_given.split(), *_missing])
+
+
+_MAPS = Path("/proc/self/maps")  # of Linux, which allows a process 65,530 of them by default
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs() -> Iterator[None]:
+  """Drops compiled programs between modules once they hold many memory maps.
+
+  Each keeps a few for as long as its function is cached. A worker that has come to the kernel's
+  limit cannot map the next one, and dies without a word.
+  """
+  yield
+  if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 20_000:
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
 
 
 CHATML = (

@@ -23,17 +23,24 @@ RUNS = {
     ["--config.mixture.temperature=2.0"],
   ),
   "three_in_one": ("three_in_one.py:tiny", []),
+  "curriculum": ("curriculum.py:tiny", []),
+  "curriculum_infobatch": ("curriculum.py:tiny,selection=infobatch,ordering=folding", []),
   "finetune_lora": ("finetune_lora.py:tiny", []),
   "finetune_lora_alone": ("finetune_lora.py:tiny,policy=none", []),
   "finetune_full": ("finetune_full.py:tiny", ["--config.corpus.template=tokenizer"]),
   "select_less": ("select_less.py:tiny,composed", []),
   "select_tsds": ("select_tsds.py:tiny", []),
+  "select_nice": ("select_nice.py:tiny", []),
+  "select_coincide": ("select_coincide.py:tiny", []),
+  "select_el2n": ("select_el2n.py:tiny", []),
+  "select_grand": ("select_el2n.py:tiny,policy=grand", []),
   "select_greats": ("select_greats.py:tiny", []),
   "mixture_of_experts": ("mixture_of_experts.py:tiny", []),
   # The other stages of recipes are launched in tests/recipes, one after the other.
   "doremi_reference": ("doremi.py:reference,tiny", []),
   "regmix_proxy": ("regmix.py:proxy,tiny", ["--config.mixture.proportions=(0.3,0.7)"]),
 }
+WITHOUT_TARGET = {"select_coincide", "select_el2n", "select_grand"}
 LAUNCHED_ELSEWHERE = {"comparison"}  # by tests/test_compare.py
 
 
@@ -69,7 +76,7 @@ def test_config_trains_in_its_tiny_form(name, tmp_path, base_folder, instruct_fo
   if name.startswith(("finetune", "select")):
     folders = [f"--config.weights.folder={base_folder}", f"--config.data={instruct_folder}"]
     arguments = [*arguments, *folders]
-    if name.startswith("select"):
+    if name.startswith("select") and name not in WITHOUT_TARGET:
       arguments.append(f"--config.target.folder={write_task(instruct_folder, tmp_path)}")
   elif name != "quickstart":
     folder = tmp_path / "domains"

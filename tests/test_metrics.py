@@ -69,9 +69,9 @@ def test_a_full_disk_is_named_and_everything_is_closed(tmp_path):
   assert writer._file.closed
 
 
-class TestExampleLog:
+class TestDecisionLog:
   def write(self, folder, first, last, steps):
-    log = metrics.ExampleLog(folder, 3, steps)
+    log = metrics.DecisionLog(folder, 3, steps)
     for step in range(first, last):
       log.append(np.array([step, -1, 2**31 - 1 - step], np.int32))
     log.close()
@@ -90,13 +90,13 @@ class TestExampleLog:
   def test_a_short_file_is_an_error_that_leaves_it_alone(self, tmp_path):
     self.write(tmp_path, 0, 2, 0)
     with pytest.raises(ValueError, match=r"example_ids\.i32 holds 24 bytes.*needs 36"):
-      metrics.ExampleLog(tmp_path, 3, 3)
+      metrics.DecisionLog(tmp_path, 3, 3)
     assert (tmp_path / "example_ids.i32").stat().st_size == 24
     with pytest.raises(ValueError, match="holds 0 bytes"):
-      metrics.ExampleLog(tmp_path / "..", 3, 1)
+      metrics.DecisionLog(tmp_path / "..", 3, 1)
 
   def test_another_number_of_rows_is_an_error(self, tmp_path):
-    log = metrics.ExampleLog(tmp_path, 3, 0)
+    log = metrics.DecisionLog(tmp_path, 3, 0)
     with pytest.raises(ValueError, match="expected 3 example ids"):
       log.append(np.zeros(4, np.int32))
     log.close()

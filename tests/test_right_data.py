@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from jdc.data import tfidf
-from jdc.recipes.right_data import Method, draw, stage
+from jdc.policies import selection
+from jdc.recipes.right_data import Method, draw, spared, stage
 from jdc.report import right_data
 from jdc.report.right_data import Picked
+from jdc.train.cost import Cost
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
@@ -243,3 +245,8 @@ def test_the_script_finds_the_right_sources_and_repeats_nothing(data, tmp_path):
     stage(data, tmp_path / "run", ["fruit"], 30, 4096)
   with pytest.raises(ValueError, match=r"has no target_TASK\.dev\.jsonl\.gz for shape"):
     stage(data, tmp_path / "run", ["fruit", "shape"], 0, 4096)
+
+
+def test_embeddings_that_were_read_spare_no_backward_pass():
+  assert spared(selection.tsds(), 5) == Cost(5, 0)
+  assert spared(selection.less(), 5) == Cost(5, 5)

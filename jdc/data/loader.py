@@ -10,6 +10,8 @@ import numpy as np
 
 from jdc.data import plan as plan_lib
 from jdc.data.draw import Arrange, Plan
+from jdc.data.replay import Replay
+from jdc.metrics import Decisions
 
 
 class Table(Protocol):
@@ -176,6 +178,7 @@ class Loader(grain.IterDataset):
     mixture_logits: f32[K], the initial mixture decision.
     sharding: where the batches go; `None` yields NumPy arrays.
     arrange: puts the rows of a queue in order, where `spec.ordered`.
+    recorded: decisions of another run, which then are made again in place of the plan's.
   """
 
   def __init__(
@@ -185,6 +188,7 @@ class Loader(grain.IterDataset):
     mixture_logits: np.ndarray,
     sharding: jax.NamedSharding | None = None,
     arrange: Arrange | None = None,
+    recorded: Decisions | None = None,
   ):
     super().__init__()
     sizes = tuple(len(table) for table in pool.tables)
@@ -193,12 +197,15 @@ class Loader(grain.IterDataset):
     self.pool = pool
     self.spec = spec
     self.sharding = sharding
-    self._arrange = arrange
+    self._arrange, self._recorded = arrange, recorded
     self._initial = plan_lib.initial_state(spec, mixture_logits)
 
   def __iter__(self) -> "LoaderIterator":
     lengths = self.pool.lengths if self.spec.packed else None
-    plan = Plan(self.spec, self._arrange, lengths)
+    if self._recorded is not None:
+      plan: Plan = Replay(self.spec, self._recorded)
+    else:
+      plan = Plan(self.spec, self._arrange, lengths)
     return LoaderIterator(self.pool, plan, self._initial, self.sharding)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jdc.models.taps import LinearMap
 
@@ -38,6 +39,9 @@ class Outputs(NamedTuple):
   # Of a mixture of experts; `None` in other models.
   balance_loss: jax.Array | None = None  # f32[], lower where experts share the tokens evenly
   expert_load: jax.Array | None = None  # f32[B, E], tokens that the last layer sends to each
+  # From `error_outputs`: f32[B, T], |softmax(logits) - onehot(target)|_2, of the same logits as
+  # the losses; constants for the gradient
+  token_error: jax.Array | None = None
 
 
 class LanguageModel(NamedTuple):
@@ -74,6 +78,13 @@ class LanguageModel(NamedTuple):
   dropout: bool = False  # whether training draws noise
   # As token_losses -> `Outputs`. `None`: hidden states of the training pass are not offered.
   outputs: Callable[..., Outputs] | None = None
+  # params -> [D, V], by which the hidden states of `outputs` are multiplied to give logits.
+  # `None`: it is not offered, as where logits are something else than a product.
+  output_matrix: Callable[[Params], jax.Array] | None = None
+  # As `outputs`, with the errors of tokens. `None`: they are not offered.
+  error_outputs: Callable[..., Outputs] | None = None
+  # As `weighted_loss`, with the errors of tokens as a third; `None`: `error_outputs` serves.
+  weighted_error_loss: Callable[..., tuple[jax.Array, jax.Array, jax.Array]] | None = None
   balance_weight: float = 0.0  # times `balance_loss` is added to the training loss
   # shapes of the params -> the linear maps that `tapped_losses` lets be tapped, by the path of
   # their matrix: those that map every token by itself
@@ -86,3 +97,9 @@ class LanguageModel(NamedTuple):
   # `token_losses`, with derivatives in forward mode; none by what is below the `top_layers`.
   # `None`: those of `token_losses` are asked for.
   forward_mode_losses: Callable[..., jax.Array] | None = None
+  # Whether a target of -1 says that no loss is asked for: it is 0, and may cost nothing.
+  skips_targets: bool = False
+
+  def asked(self, targets: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns targets whose losses are asked for where the mask is True."""
+    return jnp.where(mask, targets, -1) if self.skips_targets else targets

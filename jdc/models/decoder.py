@@ -114,16 +114,21 @@ def decoder(
     positions: jax.Array,
     segments: jax.Array,
     key: jax.Array | None = None,
+    *,
+    errors: bool = False,
   ) -> Outputs:
     model = nnx.merge(graphdef, params)
     hidden_BxTxD, routing = model.with_routing(tokens, positions, segments, key)
-    losses_BxT = cross_entropy.token_cross_entropy(
-      hidden_BxTxD, model.output_matrix(), targets, loss_chunk
-    )
+    arrays, errors_BxT = (hidden_BxTxD, model.output_matrix(), targets), None
+    if errors:
+      losses_BxT, errors_BxT = cross_entropy.token_losses_and_errors(*arrays, loss_chunk)
+    else:
+      losses_BxT = cross_entropy.token_cross_entropy(*arrays, loss_chunk)
+    found = Outputs(losses_BxT, hidden_BxTxD, token_error=errors_BxT)
     if routing is None:
-      return Outputs(losses_BxT, hidden_BxTxD)
+      return found
     balance = balance_loss(routing, config.experts_per_token)
-    return Outputs(losses_BxT, hidden_BxTxD, balance, routing.load_BxE[-1])
+    return found._replace(balance_loss=balance, expert_load=routing.load_BxE[-1])
 
   def weighted_loss(
     params: Params,
@@ -137,6 +142,21 @@ def decoder(
     model = nnx.merge(graphdef, params)
     hidden_BxTxD = model(tokens, positions, segments, key)
     return cross_entropy.weighted_cross_entropy(
+      hidden_BxTxD, model.output_matrix(), targets, weights, loss_chunk
+    )
+
+  def weighted_error_loss(
+    params: Params,
+    tokens: jax.Array,
+    targets: jax.Array,
+    positions: jax.Array,
+    segments: jax.Array,
+    weights: jax.Array,
+    key: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    model = nnx.merge(graphdef, params)
+    hidden_BxTxD = model(tokens, positions, segments, key)
+    return cross_entropy.weighted_losses_and_errors(
       hidden_BxTxD, model.output_matrix(), targets, weights, loss_chunk
     )
 
@@ -156,25 +176,13 @@ def decoder(
     positions: jax.Array,
     segments: jax.Array,
     top_layers: int = 0,
+    *,
+    forward_mode: bool = False,
   ) -> jax.Array:
     model = nnx.merge(graphdef, params)
     hidden_BxTxD = model.with_taps(tokens, positions, segments, nested(taps), top_layers)
     return cross_entropy.token_cross_entropy(
-      hidden_BxTxD, model.output_matrix(), targets, loss_chunk
-    )
-
-  def forward_mode_losses(
-    params: Params,
-    tokens: jax.Array,
-    targets: jax.Array,
-    positions: jax.Array,
-    segments: jax.Array,
-    top_layers: int = 0,
-  ) -> jax.Array:
-    model = nnx.merge(graphdef, params)
-    hidden_BxTxD = model.with_taps(tokens, positions, segments, {}, top_layers)
-    return cross_entropy.token_cross_entropy(
-      hidden_BxTxD, model.output_matrix(), targets, loss_chunk, forward_mode=True
+      hidden_BxTxD, model.output_matrix(), targets, loss_chunk, forward_mode
     )
 
   def logits(
@@ -183,6 +191,9 @@ def decoder(
     model = nnx.merge(graphdef, params)
     hidden_BxTxD = model(tokens, positions, segments)
     return cross_entropy.float32_logits(hidden_BxTxD, model.output_matrix())
+
+  def output_matrix(params: Params) -> jax.Array:
+    return nnx.merge(graphdef, params).output_matrix()
 
   def extend(
     params: Params, tokens: jax.Array, positions: jax.Array, valid: jax.Array, cache: Cache
@@ -205,8 +216,14 @@ def decoder(
     extend=extend,
     dropout=lora is not None and lora.dropout > 0,
     outputs=outputs,
+    error_outputs=functools.partial(outputs, errors=True),
+    weighted_error_loss=weighted_error_loss,
+    output_matrix=output_matrix,
     balance_weight=config.balance_weight,
     linear_maps=linear_maps,
     tapped_losses=tapped_losses,
-    forward_mode_losses=forward_mode_losses,
+    skips_targets=True,
+    forward_mode_losses=lambda params, *rows: tapped_losses(
+      params, {}, *rows, forward_mode=True
+    ),
   )

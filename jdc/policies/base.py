@@ -1,7 +1,8 @@
 """The types of a data policy: what it is told, what it reads, what it decides.
 
 Dimension letters in array names: B examples, T positions, K domains, N pool rows, C candidates,
-M target examples, R projected features, D width, E experts, S subtasks or samples.
+M target examples, R projected features, Q projected logits, D width, E experts, S subtasks or
+samples.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ class RunSpec(NamedTuple):
   sweep_size: int = 0  # rows of a pool sweep
   num_targets: int = 0
   num_tasks: int = 0
+  num_responses: int = 0  # drawn for each target example, whose rewards policies may observe
   feature_size: int = 0
   embedding_size: int = 0
   num_experts: int = 0
@@ -41,6 +43,8 @@ class RunSpec(NamedTuple):
   probe_size: int = 0  # examples of a half-batch by which the gradient of a domain is probed
   max_segments: int = 0  # examples of a packed row, counted in batch_size; 0: a row is one
   data_fingerprint: str = ""  # of the pool's contents; empty: not known
+  logit_projection_size: int = 0
+  candidate_draw: str = "top_k"  # of a step-scope selection: top_k, gumbel_top_k, multinomial
 
 
 @jax.tree_util.register_dataclass
@@ -57,7 +61,6 @@ class TargetStats:
   loss: Any = None  # f32[M], nats per token
   task: Any = None  # i32[M]
   domain: Any = None  # i32[M]
-  reward: Any = None  # f32[M, S]
 
 
 @jax.tree_util.register_dataclass
@@ -83,19 +86,28 @@ class ExampleStats:
   update_direction: Any = None  # f32[B, R], after the optimizer's preconditioning
   gradient_norm: Any = None  # f32[B], of the unprojected gradient
   gradient_product: Any = None  # f32[B, B], inner products of the unprojected gradients
-  el2n: Any = None  # f32[B], L2 norm of the error vector
+  el2n: Any = None  # f32[B], mean of |softmax(logits) - onehot(target)|_2 over target tokens
+  logit_nuclear_norm: Any = None  # f32[B], of the logits [T, V] at the target tokens
+  logit_projection: Any = None  # f32[B, Q], random projection of these logits
   embedding: Any = None  # f32[B, D], mean hidden state
   position_weighted_embedding: Any = None  # f32[B, D]
   last_token_embedding: Any = None  # f32[B, D], hidden state of the last token
   target_alignment: Any = None  # f32[B], inner product with the gradient of the target's loss
+  # f32[B], of a row's gradient with the target's Hessian times the sum of the rows' gradients
+  target_curvature: Any = None
   # Inner products of mean gradients of two independent half-batches of each domain, and those
   # with the gradient of the target's mean loss.
   domain_gradient_product: Any = None  # f32[K, 2, K, 2]
   domain_target_alignment: Any = None  # f32[K, 2]
   domain_target_loss: Any = None  # f32[K], on the target split
   domain_expert_load: Any = None  # f32[K, E]
+  # Probe rows of the round, and the target's loss after an optimizer step on each alone.
+  probe_id: Any = None  # i32[P]
+  probe_label: Any = None  # f32[P], nats
   score: Any = None  # f32[C] or f32[C, S], what `score` returned over a sweep
   score_age: Any = None  # i32[C], optimizer steps since it was computed
+  # Of responses drawn for the target's prompts; `target.gradient` is that of their rewards.
+  target_reward: Any = None  # f32[M, S]
   step: Any = None  # i32[], of the optimizer
   learning_rate: Any = None  # f32[], of the optimizer
   target: TargetStats | None = None

@@ -35,10 +35,13 @@ _PER_EXAMPLE: dict[str, tuple[Any, tuple[str, ...]]] = {
   "update_direction": (jnp.float32, ("feature_size",)),
   "gradient_norm": (jnp.float32, ()),
   "el2n": (jnp.float32, ()),
+  "logit_nuclear_norm": (jnp.float32, ()),
+  "logit_projection": (jnp.float32, ("logit_projection_size",)),
   "embedding": (jnp.float32, ("embedding_size",)),
   "position_weighted_embedding": (jnp.float32, ("embedding_size",)),
   "last_token_embedding": (jnp.float32, ("embedding_size",)),
   "target_alignment": (jnp.float32, ()),
+  "target_curvature": (jnp.float32, ()),
 }
 
 

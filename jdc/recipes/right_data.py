@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdc.data import tfidf
 from jdc.policies import sampling
+from jdc.policies.base import DataPolicy
 from jdc.recipes import runs
 from jdc.report.right_data import Picked
 from jdc.train import command, kept_features, offline
 from jdc.train import config as c
 from jdc.train.config import TrainConfig
+from jdc.train.cost import Cost
+from jdc.train.features import FIELDS
 
 END = "<|end|>"  # of a response
 TEXTS = ("instruction", "input", "output")
@@ -34,12 +36,15 @@ _LOG = logging.getLogger("jdc")
 class Method(NamedTuple):
   """How rows are picked."""
 
-  selection: Any = None  # of `config.policy`; None: by TF-IDF
+  selection: Any = None  # of `config.policy`; None: by `match`
   draw: str = "top_k"  # by the logits, or "gumbel_top_k"
   targeted: bool = True
   tasks: str = "one"  # for each task by itself; "all" at once; "any": both
   features: Mapping[str, Any] = {}  # fields of `FeaturesConfig`
   since_first_quarter: bool = False  # also sees the checkpoint after a quarter of the steps
+  probes: int = 0  # rows that a step is tried on, where it observes these
+  # (texts of the pool, texts of the target) -> f64[N], the larger the better
+  match: Callable[[Sequence[str], Sequence[str]], np.ndarray] | None = None
 
   def targets(self, tasks: Sequence[str]) -> list[str]:
     """Returns what it picks for: tasks, and all of them joined by "+"."""
@@ -172,7 +177,7 @@ def pick(
   _LOG.info("seed %d, %s: %s", base.seed, own, name)
   begin, cost = time.monotonic(), (0.0, 0.0)
   if method.selection is None:
-    logits = match(staged, target)
+    logits = match(method, staged, target)
     lines = np.arange(len(logits))
   else:
     sweeps = str(path.with_suffix(".sweeps"))
@@ -198,11 +203,12 @@ def draw(logits_N: np.ndarray, how: str, count: int, key: jax.Array) -> np.ndarr
   return order[np.isfinite(logits_N[order])]
 
 
-def match(staged: Staged, target: str) -> np.ndarray:
-  """Returns the TF-IDF likeness of each record of the pool to the target, f64[N]."""
+def match(method: Method, staged: Staged, target: str) -> np.ndarray:
+  """Returns what the texts of the pool's records say about their use for the target, f64[N]."""
+  assert method.match is not None
   texts = lambda records: ["\n".join(record.values()) for record in records]
   dev = [record for task in target.split("+") for record in staged.targets[task]]
-  return tfidf.likeness(texts(staged.records), texts(dev))
+  return method.match(texts(staged.records), texts(dev))
 
 
 def _key(config: TrainConfig, method: Method, target: str, staged: Staged, count: int) -> str:
@@ -223,6 +229,8 @@ def _scoring(method: Method, target: str, base: TrainConfig, staged: Staged) -> 
     "plan": c.PlanConfig(draw=method.draw, sweep_batch_size=base.batch_size),
     "features": c.FeaturesConfig(**{"size": 8192} | dict(method.features)),
   }
+  if method.probes:
+    changes["probe"] = c.ProbeConfig(rows=-(-method.probes // 2))  # of each half
   if method.targeted:
     folder = str(staged.folder / "targets" / target)
     changes["target"] = c.TargetConfig(folder=folder, rows=1_000_000)
@@ -247,5 +255,11 @@ def _score(
   scored = offline.score(built, workdir, str(folder / "checkpoints"), steps, kept)
   (table,) = (domain.train for domain in built.domains.values())
   lines = [int(table.where(row).rpartition(":")[2]) - 1 for row in range(len(table))]
-  forward, backward = (rows + scored.rows_read for rows in scored.cost)
-  return scored.columns["score"], np.array(lines), (forward, backward)
+  cost = scored.cost.plus(spared(policy, scored.rows_read))
+  return scored.columns["score"], np.array(lines), (cost.forward, cost.backward)
+
+
+def spared(policy: DataPolicy, rows: int) -> Cost:
+  """Returns the passes over so many rows whose features were read and not computed."""
+  needs_gradients = (policy.observes | policy.observes_pool) & FIELDS
+  return Cost(rows, rows if needs_gradients else 0)

@@ -99,6 +99,53 @@ def make_products(model: LanguageModel) -> Callable[[Params, RowInputs, Any], ja
   return products
 
 
+def make_curvature(
+  model: LanguageModel, microbatches: int = 1
+) -> Callable[[Params, RowInputs, RowInputs], jax.Array]:
+  r"""Returns `(params, inputs, target) -> f32[B]`, the curvature of the target along rows.
+
+  With l_i, L and theta as in `make_alignment`, and H the Hessian of L by theta,
+
+    curvature_i = (grad l_i)' H sum_j grad l_j,
+
+  summed over all rows j. It takes the gradient of the rows, one product of the Hessian with a
+  vector, and inner products as `make_products` has them: twice differentiated are token losses.
+
+  Args:
+    model: as in `make_alignment`.
+    microbatches: into which the rows are split, one after the other.
+  """
+  example_losses, products = make_example_losses(model), make_products(model)
+  target_gradient = make_target_gradient(model)
+
+  def curvature(params: Params, inputs: RowInputs, target: RowInputs) -> jax.Array:
+    trained, frozen = params
+
+    def split(x: jax.Array) -> jax.Array:  # every device keeps its own rows
+      return x.reshape(x.shape[0] // microbatches, microbatches, -1).swapaxes(0, 1)
+
+    parts = jax.tree.map(split, inputs)
+
+    def total(x: Any, part: RowInputs) -> jax.Array:
+      return jnp.sum(example_losses(full_params((x, frozen)), part))
+
+    def add(summed: Any, part: RowInputs) -> tuple[Any, None]:
+      return jax.tree.map(jnp.add, summed, jax.grad(total)(trained, part)), None
+
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), trained)
+    summed, _ = jax.lax.scan(add, zeros, parts)
+
+    def along(x: Any) -> jax.Array:
+      found = jax.tree.map(_product, target_gradient((x, frozen), target), summed)
+      return sum(jax.tree.leaves(found), start=jnp.float32(0))
+
+    bent = jax.grad(along)(trained)
+    found = jax.lax.map(lambda part: products(params, part, bent), parts)
+    return found.swapaxes(0, 1).reshape(-1)
+
+  return curvature
+
+
 def aligned_products(
   products: Callable[[Params, RowInputs], jax.Array],
   params: Params,

@@ -107,8 +107,9 @@ def collect(
     f32, of the shapes of the statistics, behind the same leading axis.
   """
   assert model.tapped_losses is not None
-  tapped_losses, tap = model.tapped_losses, _make_tap(statistics)
+  tapped_losses, tap = model.tapped_losses, make_tap(statistics)
   tokens, targets, positions, segments, mask = inputs
+  asked = model.asked(targets, mask)
   zeros = {
     path: {
       name: jnp.zeros((*([len(found.layers)] if found.layers else []), *x.shape(len(tokens))))
@@ -123,7 +124,7 @@ def collect(
       for path, zero in zeros.items()
     }
     token_loss = tapped_losses(
-      full_params(params), taps, tokens, targets, positions, segments, top_layers
+      full_params(params), taps, tokens, asked, positions, segments, top_layers
     )
     sum_B = jnp.sum(jnp.where(mask, token_loss, 0), axis=1, dtype=jnp.float32)
     return jnp.sum(sum_B / jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.float32), 1))
@@ -176,7 +177,9 @@ def dot(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
   return jnp.einsum(equation, x, y, precision=highest, preferred_element_type=jnp.float32)
 
 
-def _make_tap(statistics: Mapping[str, Statistic]) -> Callable[..., jax.Array]:
+def make_tap(statistics: Mapping[str, Statistic]) -> Callable[..., jax.Array]:
+  """Returns `(zeros, constants, x, y) -> y`, by whose zeros the gradient is the statistics."""
+
   @jax.custom_vjp
   def tap(zeros: Any, constants: Any, x_BxTxD: jax.Array, y_BxTxF: jax.Array) -> jax.Array:
     del zeros, constants, x_BxTxD

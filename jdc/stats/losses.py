@@ -58,7 +58,8 @@ def make_loss_sum(
 def _sums(model: LanguageModel) -> Callable[[Any, RowInputs], tuple[jax.Array, jax.Array]]:
   def sums(params: Any, inputs: RowInputs) -> tuple[jax.Array, jax.Array]:
     tokens, targets, positions, segments, mask = inputs
-    token_loss = model.token_losses(params, tokens, targets, positions, segments)
+    asked = model.asked(targets, mask)
+    token_loss = model.token_losses(params, tokens, asked, positions, segments)
     sum_B = jnp.sum(jnp.where(mask, token_loss, 0), axis=1, dtype=jnp.float32)
     return sum_B, jnp.sum(mask, axis=1, dtype=jnp.float32)
 

@@ -25,6 +25,8 @@ class TargetState(NamedTuple):
   stats: TargetStats
   domain_target_loss: Any = None  # f32[K], mean over the target tokens of a domain's rows, nats
   domain_expert_load: Any = None  # f32[K, E], tokens that the last layer sends to each expert
+  reward: Any = None  # f32[M, S], of responses drawn for each row's prompt
+  gradient: Any = None  # by linear maps, `jdc.stats.low_rank.LowRankGradient`
 
 
 def make_refresh(
@@ -140,7 +142,8 @@ def _sums(
   model: LanguageModel, wanted: frozenset[str], params: Any, inputs: RowInputs
 ) -> dict[str, jax.Array]:
   """What is summed over rows later, and the embeddings of one chunk, [B, ...] each."""
-  arguments = (params, inputs.tokens, inputs.targets, inputs.positions, inputs.segments)
+  asked = model.asked(inputs.targets, inputs.mask)
+  arguments = (params, inputs.tokens, asked, inputs.positions, inputs.segments)
   found: dict[str, jax.Array] = {}
   if wanted - {"domain_target_loss"}:
     assert model.outputs is not None

@@ -35,7 +35,7 @@ def choose_rows(
 ) -> TargetRows:
   """Reads the same number of rows of every domain, or of every task.
 
-  Rows without a target token are passed over.
+  Rows of domains without a target token are passed over; in a task there may be none.
 
   Args:
     tables: by domain, in order; or by task.
@@ -48,8 +48,8 @@ def choose_rows(
     Arrays of the host, sorted by table and row.
 
   Raises:
-    ValueError: if `rows` is not positive, or naming all tables that are `None` or hold no row
-      with a target token, or if there is no table.
+    ValueError: if `rows` is not positive, or naming all tables that are `None`, that hold no
+      row with a target token, or as a task any row without one, or if there is no table.
   """
   problems = [] if rows > 0 else [f"rows must be at least 1, got {rows}"]
   if not tables:
@@ -60,6 +60,14 @@ def choose_rows(
   usable = {name: np.flatnonzero(table.num_targets) for name, table in present.items()}
   if empty := [name for name, ids in usable.items() if not len(ids)]:
     problems.append(f"no target tokens in {', '.join(empty)}")
+  if domain_names is not None:
+    sizes = {name: len(present[name].num_targets) for name in usable}
+    problems += [
+      f"task {name}: {sizes[name] - len(ids)} of {sizes[name]} rows have no target token, as "
+      "where a prompt fills the whole row; shorten or remove them"
+      for name, ids in usable.items()
+      if 0 < len(ids) < sizes[name]
+    ]
   if problems:
     raise ValueError("; ".join(problems))
   names = list(tables) if domain_names is None else list(domain_names)

@@ -47,7 +47,7 @@ def select(
   shared = passes.share(params, fixed, opt_state, key)
 
   def observed(part: Microbatch) -> Seen:
-    seen, _ = passes.look(full_params(params.trained, params.frozen), part)
+    seen, _ = passes.look(full_params(params.trained, params.frozen), part, shared)
     return seen._replace(**passes.besides(params, fixed, part, shared))
 
   seen = join(jax.lax.map(observed, split(Microbatch(batch, inputs))))

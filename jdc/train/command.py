@@ -1,7 +1,8 @@
 """A whole run from its config: what `launch/train.py` and the recipes call."""
 
+import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 from absl import app, flags
 
 from jdc.data import pack
+from jdc.eval import rewards
 from jdc.train import checks, corpus, loop, model_parts, pretrained
 from jdc.train import config as config_lib
 from jdc.train.config import collect
 from jdc.train.optimizer import adam_of, make_optimizer
+from jdc.train.responses import Responses
 from jdc.train.state import Reference
 
 
@@ -61,13 +64,18 @@ def build_run(
   Raises:
     ValueError: before any compilation, listing what is wrong with the config.
   """
+  # Token shards name their tokenizer, and the run's config is to tell it too.
+  tokenizer = corpus.with_tokenizer_of_shards(config.data, config.corpus)
+  config = dataclasses.replace(config, corpus=tokenizer)
+
   # Everything that can be wrong without looking at the data.
-  policies, parts, (optimizer, learning_rate), corpus_config, reference, _ = collect(
+  policies, parts, (optimizer, learning_rate), corpus_config, reference, responses, _ = collect(
     lambda: config_lib.build_policies(config),
     lambda: model_parts.build(config),
     lambda: make_optimizer(config.optimizer, config.num_steps),
     lambda: _corpus(config),
     lambda: _reference(config),
+    lambda: _responses(config),
     lambda: _check_local(workdir),
   )
   config, start = parts
@@ -102,6 +110,7 @@ def build_run(
     reference=reference,
     tasks=tasks,
     adam=adam_of(config.optimizer),
+    responses=responses,
   )
 
 
@@ -124,10 +133,36 @@ def _reference(config: config_lib.TrainConfig) -> Reference | None:
   return found._replace(cache=str(corpus.cache_dir(config.corpus) / "reference"))
 
 
+def _responses(config: config_lib.TrainConfig) -> Responses | None:
+  given = config.responses
+  if not given.reward:
+    return None
+  reward = rewards.find(given.reward)
+  if config.corpus.format == "text":
+    raise ValueError(
+      "responses.reward needs instruction data, whose prompts are responded to; corpus.format "
+      "is 'text'"
+    )
+  frozen = None
+  if given.folder:
+    frozen = pretrained.reference(given.folder)
+    _check_tokenizer(config, pretrained.corpus_of(given.folder), "responses")
+  found = corpus.with_tokenizer_of(config.weights.folder, config.corpus)
+  chat = corpus.chat(found)
+
+  def decode(ids: Sequence[int]) -> str:
+    # A model may write ids that its tokenizer has not, where its vocabulary was rounded up.
+    return chat.decode([i for i in ids if i < chat.vocab_size])
+
+  return Responses(reward, decode, chat.stop_ids, frozen)
+
+
 def _check_tokenizer(
-  config: config_lib.TrainConfig, other: config_lib.CorpusConfig | None
+  config: config_lib.TrainConfig,
+  other: config_lib.CorpusConfig | None,
+  field: str = "reference",
 ) -> None:
-  """Raises a ValueError if a reference was trained on other tokens than the run will be."""
+  """Raises a ValueError if another model was trained on other tokens than the run will be."""
   own = corpus.with_tokenizer_of(config.weights.folder, config.corpus)
   fields = ("tokenizer", "bos_token", "eos_token")
   if other is None or all(getattr(own, name) == getattr(other, name) for name in fields):
@@ -135,7 +170,7 @@ def _check_tokenizer(
   if corpus.tokenizer(own).fingerprint != corpus.tokenizer(other).fingerprint:
     shown = [", ".join(f"{n}={getattr(c, n)!r}" for n in fields) for c in (other, own)]
     raise ValueError(
-      f"reference.folder={config.reference.folder!r} was trained with another tokenizer "
+      f"{field}.folder={getattr(config, field).folder!r} was trained with another tokenizer "
       f"({shown[0]}) than corpus names ({shown[1]})"
     )
 

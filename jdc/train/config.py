@@ -41,6 +41,9 @@ from jdc.train.run_config import (
   ReferenceConfig as ReferenceConfig,
 )
 from jdc.train.run_config import (
+  ResponsesConfig as ResponsesConfig,
+)
+from jdc.train.run_config import (
   RunConfig as RunConfig,
 )
 from jdc.train.run_config import (
@@ -56,7 +59,7 @@ from jdc.train.run_config import (
 # A run may be resumed with other values of these.
 RESUMABLE = (
   "num_steps", "mesh", "evaluation", "checkpoint", "logging", "corpus.cache_dir",
-  "weights.folder", "reference.folder",  # what they hold is compared
+  "weights.folder", "reference.folder", "responses.folder",  # what they hold is compared
 )  # fmt: skip
 ADAPTERS = ("*/lora_*",)
 SLOTS = ("mixture", "selection", "ordering", "weighting")

@@ -2,14 +2,13 @@
 
 import dataclasses
 import datetime
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from jdc.data import chat as chat_lib
-from jdc.data import chat_template, instruct, pack, quickstart, tokenize
+from jdc.data import chat_template, instruct, pack, quickstart, token_shards, tokenize
 from jdc.data.domains import DomainFiles, find_domains, find_tasks
 from jdc.train.config import CorpusConfig
 
@@ -35,7 +34,7 @@ def prepare(
   """Returns the domains of `data`, tokenized now or in an earlier run.
 
   Args:
-    data: a folder of domains, or "python" for the quickstart's text.
+    data: a folder of domains, or of token shards, or "python" for the quickstart's text.
     config: how to read and split it.
     sequence_length: tokens predicted in a row.
     seed: of the held-out splits.
@@ -50,6 +49,9 @@ def prepare(
   if data == "python":
     folder = cache_dir(config) / "python_text" / quickstart.installation()
     quickstart.write_corpus(folder)
+  if token_shards.is_folder(folder):
+    _check_shards(folder, config)
+    return cast(Any, token_shards.open_folder(folder))
   quarantine = Path(workdir) / "quarantine.jsonl"
   return _tokenized(find_domains(folder), config, sequence_length, seed, quarantine)
 
@@ -112,6 +114,61 @@ def _tokenized(
     on_long=cast(Any, config.on_long),
     target_fraction=config.target_fraction,
   )
+
+
+def with_tokenizer_of_shards(data: str, config: CorpusConfig) -> CorpusConfig:
+  """Returns the config with the tokenizer of the token shards, where it names none itself.
+
+  Raises:
+    ValueError: if the shards' preparation has not ended, or their manifest is not readable.
+  """
+  folder = Path(data).expanduser()
+  if not data or config.tokenizer != "bytes" or not token_shards.is_folder(folder):
+    return config
+  info = token_shards.read_manifest(folder).tokenizer
+  if info.name == "bytes":
+    return config
+  return dataclasses.replace(
+    config,
+    tokenizer=str(folder / token_shards.TOKENIZER),
+    bos_token=info.bos_token,
+    eos_token=info.eos_token,
+  )
+
+
+def _check_shards(folder: Path, config: CorpusConfig) -> None:
+  """Raises a ValueError that lists the fields that shards made before cannot follow."""
+  errors, defaults = [], CorpusConfig()
+  info = token_shards.read_manifest(folder).tokenizer
+  if config.format != "text":
+    errors.append(
+      f"corpus.format={config.format!r} is not that of token shards, which is 'text'"
+    )
+  unread = ("text_field", "validation_fraction", "target_fraction", "on_bad_record")
+  errors += [
+    f"corpus.{name}={getattr(config, name)!r} is not read: the rows are made already"
+    for name in unread
+    if getattr(config, name) != getattr(defaults, name)
+  ]
+  if config.tokenizer == "bytes":
+    own = info.content if info.name == "bytes" else "bytes"
+  else:
+    path = Path(config.tokenizer).expanduser()
+    path = path / token_shards.TOKENIZER if path.is_dir() else path
+    own = token_shards.file_digest(path) if path.is_file() else ""
+  if own != info.content:
+    errors.append(
+      f"corpus.tokenizer={config.tokenizer!r} is not {info.name!r}, the tokenizer of the "
+      "shards; leave it out to take theirs"
+    )
+  errors += [
+    f"corpus.{name}={getattr(config, name)!r}, the shards were made with "
+    f"{getattr(info, name)!r}"
+    for name in ("bos_token", "eos_token")
+    if getattr(config, name) not in ("", getattr(info, name))
+  ]
+  if errors:
+    raise ValueError(f"{folder}: {'; '.join(errors)}")
 
 
 def with_tokenizer_of(folder: str, config: CorpusConfig) -> CorpusConfig:
@@ -187,7 +244,7 @@ def tokenizer(config: CorpusConfig) -> tokenize.Tokenizer:
     return tokenize.byte_tokenizer()
   path, named = Path(config.tokenizer).expanduser(), {}
   if path.is_dir():
-    named = _boundary_tokens(path)
+    named = tokenize.boundary_tokens(path)
     path = path / "tokenizer.json"
   bos, eos = (
     config.bos_token or named.get("bos_token"),
@@ -207,20 +264,3 @@ def chat(config: CorpusConfig) -> chat_lib.Chat:
 def _date(config: CorpusConfig) -> datetime.date | None:
   """The day that templates are told."""
   return datetime.date.fromisoformat(config.template_date) if config.template_date else None
-
-
-def _boundary_tokens(folder: Path) -> dict[str, str]:
-  """The names of the tokens that a Hugging Face folder puts around a text."""
-  path = folder / "tokenizer_config.json"
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    return {}
-  except ValueError as error:
-    raise ValueError(f"{path} is not JSON: {error}") from error
-  found = {name: content.get(name) for name in ("bos_token", "eos_token")}
-  return {
-    name: token["content"] if isinstance(token, dict) else token
-    for name, token in found.items()
-    if token is not None
-  }

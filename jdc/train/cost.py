@@ -2,13 +2,14 @@
 
 from typing import NamedTuple
 
+from jdc.models.base import LanguageModel
 from jdc.policies.combine import Policies
 from jdc.stats.gradients import passes
 from jdc.train import features as features_lib
 from jdc.train.config import RunConfig
 from jdc.train.features import FIELDS, PRODUCT
 from jdc.train.observe import observed_of
-from jdc.train.passes import REFERENCE
+from jdc.train.passes import REFERENCE, trains_alignment
 from jdc.train.state import slots
 from jdc.train.step import StepOptions
 
@@ -26,6 +27,7 @@ class Cost(NamedTuple):
 
 def of_step(
   config: RunConfig,
+  model: LanguageModel,
   policies: Policies,
   options: StepOptions,
   *,
@@ -35,7 +37,11 @@ def of_step(
 
   `target_alignment` differentiates a backward pass once more: it counts as the target rows and
   the batch, and the candidates if there are any, forward and backward, and these backward twice
-  again.
+  again; by linear maps as the target rows and the candidates, and the batch where its weights,
+  or what else is told of it, stand in the way of the pass that trains, forward and backward
+  once; of low rank likewise, but without the target rows. `target_curvature` counts
+  as the sum of the rows' gradients, one product of the target's Hessian, as much as two more
+  passes, and inner products as above.
   """
   observed = observed_of(policies, "step")
   rows, candidates = config.batch_size, config.plan.num_candidates
@@ -46,8 +52,16 @@ def of_step(
   if observed & REFERENCE and reference_in_step:
     forward += rows + candidates
   if "target_alignment" in observed and PRODUCT not in observed:
-    forward += rows + candidates + config.target.alignment_rows
-    backward += 3 * (rows + candidates) + config.target.alignment_rows
+    by_maps, apart = config.target.alignment != "exact", rows
+    drawn = 0 if config.target.alignment == "low_rank" else config.target.alignment_rows
+    if by_maps and config.accumulation_steps == 1 and trains_alignment(model, observed):
+      # The pass that trains tells it, where the weights of rows do not depend on it.
+      apart = rows if options.weighted_slots or options.row_weights else 0
+    forward += apart + candidates + drawn
+    backward += (apart + candidates) * (1 if by_maps else 3) + drawn
+  if "target_curvature" in observed:
+    forward += 2 * (rows + candidates) + config.target.alignment_rows
+    backward += 4 * (rows + candidates) + 3 * config.target.alignment_rows
   return Cost(forward, backward).plus(_differentiated(config, policies))
 
 

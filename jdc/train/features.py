@@ -1,6 +1,7 @@
 """Gradients of single examples in a run: which are computed, and of which parameters."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from jdc.data.batch import RowInputs
 from jdc.models.base import LanguageModel
 from jdc.policies.combine import Policies
-from jdc.stats import ghost
+from jdc.stats import ghost, map_alignment
 from jdc.stats.alignment import aligned_products
 from jdc.stats.directions import Adam
 from jdc.stats.gradients import Features, Options
@@ -23,6 +24,7 @@ from jdc.train.config import RunConfig
 from jdc.train.observe import observed_of
 from jdc.train.state import Params, Start, param_shapes, slots
 
+_LOG = logging.getLogger("jdc")
 FIELDS = frozenset({"gradient", "update_direction", "gradient_norm"})
 OF_TARGET = frozenset({"gradient", "update_direction"})  # with these comes `target.gradient`
 PRODUCT = "gradient_product"
@@ -51,6 +53,9 @@ def of_run(
 ) -> RunFeatures:
   """Returns all of them; ValueError as `make_features`."""
   params = param_shapes(start)
+  if config.target.alignment != "exact":
+    left = map_alignment.left_out(start.model, params)
+    _LOG.info("target_alignment is by linear maps; left out: %s", ", ".join(left) or "nothing")
   parts = (config, start.model, policies)
   step, round_, target = (
     make_features(*parts, scope, params, adam, sharding)

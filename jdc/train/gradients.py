@@ -70,11 +70,22 @@ def make_gradients(
   ) -> Gradients:  # fmt: skip
     total = objective.denominator(num_tokens(rows.batch, rows.inputs), average)
     shared = passes.share(params, fixed, opt_state, key)
-    told = passes.besides(params, fixed, rows, shared)
+    by_row = not (weighted or row_weights)  # the weights of a row's tokens are the same
+    shares = passes.aligned is not None and by_row
+    known = frozenset({"target_alignment"}) if shares else frozenset[str]()
+    told = passes.besides(params, fixed, rows, shared, known)
     context = context | passes.together(params, fixed, rows.inputs, key)
 
     def decide(seen: Seen) -> tuple[dict[str, Decision], dict]:
       return update(*rows[:2], seen, context, states, trained, observe=True)
+
+    if shares:
+      assert passes.aligned is not None
+      weight_BxT = weights_of(rows, None, None) / total
+      grads, loss, seen = passes.aligned(params, rows, weight_BxT, shared)
+      seen = seen._replace(**told)
+      decisions, states = decide(seen)
+      return Gradients(loss, None, grads, seen, decisions, None, states)
 
     def loss_fn(trained_params: Any) -> tuple[jax.Array, tuple]:
       current = full_params(trained_params, params.frozen)

@@ -21,7 +21,17 @@ from jdc.models.base import LanguageModel
 from jdc.policies.base import RunSpec
 from jdc.policies.combine import Policies
 from jdc.stats.directions import Adam
-from jdc.train import checkpoint, checks, cost, process, rounds, setup, sharding, sources
+from jdc.train import (
+  checkpoint,
+  checks,
+  cost,
+  process,
+  rounds,
+  setup,
+  sharding,
+  slot_checks,
+  sources,
+)
 from jdc.train import config as config_lib
 from jdc.train import features as features_lib
 from jdc.train import state as state_lib
@@ -29,6 +39,7 @@ from jdc.train import sweeps as sweeps_lib
 from jdc.train.arrange import make_arrange
 from jdc.train.config import RunConfig
 from jdc.train.record import Record
+from jdc.train.responses import Responses
 from jdc.train.step import make_train_step
 
 _LOG = logging.getLogger("jdc")
@@ -55,6 +66,7 @@ class Run(NamedTuple):
   # The constants of the optimizer, for policies that observe its directions; `None` where it
   # is not Adam.
   adam: Adam | None = None
+  responses: Responses | None = None  # how those to the target's prompts are rewarded
 
 
 class Progress(NamedTuple):
@@ -91,7 +103,7 @@ def fit(run: Run, workdir: str, *, profile: bool = False) -> Result:
     ValueError: before any compilation, if the parts do not fit together or the checkpoint is
       of another config or other data; when a round begins, if its selection leaves no row of a
       domain that the mixture draws of.
-    FloatingPointError: when too many steps in a row had no finite loss or gradient, or the
+    FloatingPointError: when too many steps in a row had no finite loss, or no gradient, or the
       selection of a round gave no row a finite logit.
     RuntimeError: if a checkpoint cannot be written, or none of those there is intact.
     OSError: if metrics cannot be written; the checkpoints are intact.
@@ -115,18 +127,20 @@ def steps(
   reference_model = run.reference.model if run.reference is not None else None
   checks.check(
     config, policies, run.model, run.domains, run.scores, sizes, run.reference, run.tasks,
-    run.trainable, run.adam,
+    run.trainable, run.adam, run.responses, targets,
   )  # fmt: skip
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
   start = state_lib.Start(run.model, run.weights, run.trainable)
   batches = sharding.batch_sharding(mesh)
   features = features_lib.of_run(config, start, policies, run.adam, batches)
-  sizes = sizes._replace(feature_size=features.size)
+  num_responses = config.responses.count if run.responses is not None else 0
+  sizes = sizes._replace(feature_size=features.size, num_responses=num_responses)
   spec = setup.run_spec(config, run.domains, policies, sizes)
   plan_spec = setup.plan_spec(config, spec, policies, run.domains)
   decisions, policy_states = state_lib.init_policies(policies, spec, config.seed)
-  checks.check_decisions(decisions, spec, policies, config.plan.max_segments)
-  options = setup.step_options(config, decisions, policies)
+  slot_checks.check_decisions(decisions, spec, policies, config.plan.max_segments)
+  recorded = sources.recorded_decisions(config, spec, workdir)
+  options = setup.step_options(config, decisions, policies, recorded)
 
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     # Where the run stands: at the newest intact checkpoint, or at its start.
@@ -134,7 +148,7 @@ def steps(
     checkpoints = checkpoint.Checkpoints(folder, config.checkpoint.keep)
     stack.enter_context(process.closing(checkpoints))
     refresh = sources.make_refresh(
-      config, run.model, policies, targets, spec, batches, features.target
+      config, run.model, policies, targets, spec, batches, features.target, run.responses
     )
     parts = (start, run.optimizer, policy_states, mesh)
     shapes = state_lib.abstract(*parts, None if refresh is None else refresh.shapes)
@@ -142,6 +156,7 @@ def steps(
     described = setup.describe_run(
       config_json, policies, run.domains, run.scores, shapes, run.weights, targets,
       run.reference.fingerprint if run.reference is not None else None,
+      run.responses.describe() if run.responses is not None else None, recorded,
     )  # fmt: skip
     setup.check_resume(checkpoints, described)
     saved = checkpoints.restore(state_lib.saved_part(shapes))
@@ -163,7 +178,9 @@ def steps(
       policies.ordering, run.model, *sweep, run.scores, lambda: state,
       lambda count: record.spend(cost.Cost(forward=count)),
     )  # fmt: skip
-    probe = sources.make_probe(config, run.model, policies, targets, spec, pool, batches)
+    probe = sources.make_probe(
+      config, run.model, policies, targets, spec, pool, batches, run.optimizer
+    )
     sweeps = sweeps_lib.make_sweeps(
       run.model, reference_model, policies, *sweep, features.round, f"{workdir}/sweeps",
       {"run": {n: described[n] for n in ("config", "data", "parts")}, "adam": run.adam},
@@ -176,13 +193,21 @@ def steps(
       run.model, run.optimizer, run.learning_rate, policies, options, reference_model,
       features.step, features.products,
     )  # fmt: skip
-    step_cost = cost.of_step(config, policies, options, reference_in_step=reference is not None)
+    step_cost = cost.of_step(
+      config, run.model, policies, options, reference_in_step=reference is not None
+    )
     mixture = setup.initial_mixture(spec, decisions)
-    iterator = iter(Loader(pool, plan_spec, mixture, batches, arrange))
+    iterator = iter(Loader(pool, plan_spec, mixture, batches, arrange, recorded))
     round_rows = _continue(iterator, saved)
     decides_in_step = policies.mixture is not None and policies.mixture.scope == "step"
     pushes = decides_in_step and decisions["mixture"].logits is not None
-    record = Record(Path(workdir), spec, config, step, described["config"], host.get("record"))
+    record = Record(
+      Path(workdir), spec, config, step, described["config"], host.get("record"),
+      weighted=options.row_weights or any(
+        decisions[name].weights is not None for name in options.weighted_slots
+      ),
+      token_weights=any(d.token_weights is not None for d in decisions.values()),
+    )  # fmt: skip
     stack.enter_context(process.closing(record))
     if pool.reference is not None and not saved:
       # Counted whether or not an earlier run has left them in the cache.
@@ -198,6 +223,15 @@ def steps(
       record.write(step, found | record.totals(iterator.state, record.cost))
       return found
 
+    pending: tuple[Any, ...] | None = None
+
+    def write_pending() -> None:
+      # Before anything else is written, so that the metrics are in the order of the steps.
+      nonlocal pending
+      if pending is not None:
+        record.step(*pending)
+      pending = None
+
     def save() -> None:
       with record.pause():
         record.flush()  # what the checkpoint covers must survive it
@@ -209,17 +243,17 @@ def steps(
 
     before: dict[str, float] = host["before"] if saved else evaluate()
     after: dict[str, float] | None = host.get("after")
-    stopped, pending, compiled = "", None, None
+    stopped, compiled = "", None
     # The host draws batch t + 1 and reads step t - 1 while the devices compute step t.
     while step < config.num_steps and not stopped:
       if refresh is not None and refresh.due(step, iterator.at_round_start()):
+        write_pending()
         with record.pause(step=step):
-          state = jax.block_until_ready(refresh(state))
-          record.spend(refresh.cost)
+          state, spent = jax.block_until_ready(refresh(state))
+          record.spend(spent)
+        record.report(step, refresh.metrics(state))
       if round_start is not None and iterator.at_round_start():
-        if pending is not None:  # so that the order of the metrics is that of the steps
-          record.step(*pending)
-          pending = None
+        write_pending()
         with record.pause(step=step):
           begun = round_start(state, int(iterator.state.round), round_rows)
           record.spend(begun.cost)
@@ -239,15 +273,13 @@ def steps(
       step, after = step + 1, None
       if pushes:
         iterator.push(output.mixture_logits)
-      if pending is not None:
-        record.step(*pending)
+      write_pending()
       pending = (output, iterator.state, record.cost)
       stopped = "SIGTERM" if terminated() else ""
       evaluates = _due(config.evaluation.every_steps, step, config)
       saves = _due(config.checkpoint.every_steps, step, config)
       if evaluates or saves:
-        record.step(*pending)
-        pending = None
+        write_pending()
       if evaluates:
         evaluate()
       if saves:
@@ -255,8 +287,7 @@ def steps(
         saved_step = step
       yield Progress(step, state)
 
-    if pending is not None:
-      record.step(*pending)
+    write_pending()
     if after is None and stopped != "SIGTERM":
       after, saved_step = evaluate(), -1
     if saved_step != step:

@@ -22,6 +22,7 @@ PLAIN = frozenset({
 # Those that are not of a batch.
 CONTEXT = frozenset({
   "step", "learning_rate", "target", "domain_target_loss", "domain_expert_load",
+  "target_reward",
 })  # fmt: skip
 
 
@@ -41,13 +42,14 @@ def example_stats(
     inputs: the same, split into inputs and targets.
     seen: what the passes over them told.
     observed: fields of `ExampleStats`.
-    context: the observed fields that are in `CONTEXT`, and `gradient_product`.
+    context: the observed fields that are in `CONTEXT`, `gradient_product` and
+      `target_curvature`.
   """
   tokens = num_tokens(batch, inputs)
 
-  def example_mean(token_loss_BxT: jax.Array | None) -> jax.Array:
-    assert token_loss_BxT is not None
-    return mean_loss(batch, inputs, token_loss_BxT).reshape(-1)
+  def example_mean(token_BxT: jax.Array | None) -> jax.Array:
+    assert token_BxT is not None
+    return mean_loss(batch, inputs, token_BxT).reshape(-1)
 
   provided: dict[str, Callable[[], Any]] = {
     "example_id": lambda: batch.example_id.reshape(-1),
@@ -65,6 +67,9 @@ def example_stats(
     "gradient": lambda: seen.gradient,
     "update_direction": lambda: seen.update_direction,
     "gradient_norm": lambda: seen.gradient_norm,
+    "el2n": lambda: example_mean(seen.token_error),
+    "logit_nuclear_norm": lambda: seen.logit_nuclear_norm,
+    "logit_projection": lambda: seen.logit_projection,
   }
   fields = {name: provided[name]() for name in sorted(observed & provided.keys())}
   fields |= {
@@ -117,6 +122,7 @@ def target_fields(target: Any) -> dict[str, Any]:
     "target": target.stats,
     "domain_target_loss": target.domain_target_loss,
     "domain_expert_load": target.domain_expert_load,
+    "target_reward": target.reward,
   }
   return {name: value for name, value in fields.items() if value is not None}
 

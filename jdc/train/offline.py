@@ -10,7 +10,16 @@ import numpy as np
 
 from jdc.data.loader import Pool
 from jdc.policies.combine import Policies, combine
-from jdc.train import checkpoint, checks, loop, rounds, setup, sharding, sources
+from jdc.train import (
+  checkpoint,
+  checks,
+  loop,
+  rounds,
+  setup,
+  sharding,
+  slot_checks,
+  sources,
+)
 from jdc.train import config as config_lib
 from jdc.train import features as features_lib
 from jdc.train import state as state_lib
@@ -71,21 +80,21 @@ def score(
   sizes = setup.sizes_of(run.model, run.domains, targets, run.tasks)
   checks.check(
     config, policies, run.model, run.domains, None, sizes, run.reference, run.tasks,
-    run.trainable, run.adam,
+    run.trainable, run.adam, run.responses, targets,
   )  # fmt: skip
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
   batches = sharding.batch_sharding(mesh)
   start = state_lib.Start(run.model, run.weights, run.trainable)
   of_rows = features_lib.of_run(config, start, policies, run.adam, batches)
-  spec = setup.run_spec(
-    config, run.domains, policies, sizes._replace(feature_size=of_rows.size)
-  )
+  num_responses = config.responses.count if run.responses is not None else 0
+  sizes = sizes._replace(feature_size=of_rows.size, num_responses=num_responses)
+  spec = setup.run_spec(config, run.domains, policies, sizes)
   decisions, policy_states = state_lib.init_policies(policies, spec, config.seed)
-  checks.check_decisions(decisions, spec, policies)
+  slot_checks.check_decisions(decisions, spec, policies)
 
   with jax.set_mesh(mesh):
     refresh = sources.make_refresh(
-      config, run.model, policies, targets, spec, batches, of_rows.target
+      config, run.model, policies, targets, spec, batches, of_rows.target, run.responses
     )
     state = state_lib.init(start, run.optimizer, policy_states, mesh, config.seed)
     pool = Pool([domain.train for domain in run.domains.values()], spec.sequence_length)
@@ -98,6 +107,7 @@ def score(
       dict(run.config_json or {}) | config_lib.to_json(config), policies, run.domains, None,
       state.params, run.weights, targets,
       run.reference.fingerprint if run.reference is not None else None,
+      run.responses.describe() if run.responses is not None else None,
     )  # fmt: skip
     data = setup.data_fingerprint(run.domains)
     kept = None
@@ -109,7 +119,9 @@ def score(
     )  # fmt: skip
     begin = rounds.make_round_start(
       policies, spec, config.seed, pool, batches, sweeps, run.learning_rate,
-      sources.make_probe(config, run.model, policies, targets, spec, pool, batches),
+      sources.make_probe(
+        config, run.model, policies, targets, spec, pool, batches, run.optimizer
+      ),
       sweep_rows=config.plan.sweep_rows, max_age=config.plan.max_age,
     )  # fmt: skip
     assert begin is not None  # there is a selection
@@ -120,7 +132,8 @@ def score(
         assert checkpoints is not None
         state = restored(state, checkpoints, step, run)
       if refresh is not None:
-        state, cost = refresh(state), cost.plus(refresh.cost)
+        state, spent = refresh(state)
+        cost = cost.plus(spent)
       begun = begin(state, round_, rows)
       state, rows, metrics = begun.state, begun.rows, begun.metrics.get("selection") or {}
       cost = cost.plus(begun.cost)
@@ -138,6 +151,12 @@ def _selecting(run: loop.Run) -> loop.Run:
   selection = run.policies.selection
   if selection is None or selection.scope != "round":
     raise ValueError("scores of a pool need config.selection to be a round-scope selection")
+  if selection.observes_batch:
+    raise ValueError(
+      "config.selection learns from the batches that are trained, of which it observes "
+      f"{', '.join(sorted(selection.observes_batch))}; scores of a pool are told without "
+      "training, by selections that observe none"
+    )
   return run._replace(policies=combine(selection=selection))
 
 

@@ -32,6 +32,8 @@ class Record:
     step: steps done before this process; later lines of the files are cut off.
     config_json: shown to W&B.
     saved: what `to_json` returned at `step`, or `None` in a fresh run.
+    weighted: whether examples have weights.
+    token_weights: whether single tokens have.
   """
 
   def __init__(
@@ -42,7 +44,11 @@ class Record:
     step: int,
     config_json: Mapping[str, Any],
     saved: Mapping[str, Any] | None,
+    *,
+    weighted: bool = False,
+    token_weights: bool = False,
   ):
+    self._weighted, self._token_weights = weighted, token_weights
     self._spec, self._config = spec, config
     self._window = metrics_lib.Window(spec.num_domains)
     self._tokens = self._skipped = 0
@@ -77,14 +83,24 @@ class Record:
     last_line = saved.get("lines")
     self._lines = metrics_lib.JsonlWriter(workdir / "metrics.jsonl", last_step, last_line)
     self._times = metrics_lib.JsonlWriter(workdir / "timing.jsonl", last_step)
-    self._ids = metrics_lib.ExampleLog(workdir, self._spec.batch_size, step)
+    self._decisions = metrics_lib.DecisionLog(
+      workdir,
+      self._spec.batch_size,
+      step,
+      self._weighted,
+      {
+        "data_fingerprint": self._spec.data_fingerprint,
+        "token_weights": self._token_weights,
+        "max_segments": self._spec.max_segments,
+      },
+    )
     if config.logging.tensorboard:
       folder = workdir / "tensorboard"
       self._writers.append(metrics_lib.TensorBoardWriter(folder, last_step))
     if config.logging.wandb_project:
       project = config.logging.wandb_project
       self._writers.append(metrics_lib.WandbWriter(project, workdir, config_json))
-    self._files = [self._lines, self._times, self._ids, *self._writers]
+    self._files = [self._lines, self._times, self._decisions, *self._writers]
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Writes metrics that do not depend on the clock."""
@@ -96,7 +112,7 @@ class Record:
     """Takes in a step that has been computed, the plan behind it and the cost up to it.
 
     Raises:
-      FloatingPointError: if too many steps in a row had no finite loss or gradient.
+      FloatingPointError: if too many steps in a row had no finite loss, or no gradient.
     """
     out: Any = jax.device_get(output)
     done = int(after.step)
@@ -106,13 +122,13 @@ class Record:
     self._skipped += int(out.skipped)
     self._time(tokens)
     if self._main:
-      self._ids.append(out.example_id)
+      self._decisions.append(out.example_id, out.weight_B if self._weighted else None)
     if out.skipped:
-      _LOG.warning("step %d skipped: loss %s, gradient norm %s", done, out.loss, out.grad_norm)
+      _LOG.warning("step %d skipped: %s", done, _reason(out))
     if out.skipped_in_row > self._config.max_skipped_in_row:
       raise FloatingPointError(
-        f"step {done}: loss {out.loss} and gradient norm {out.grad_norm}; the last "
-        f"{out.skipped_in_row} steps in a row were not finite and made no update "
+        f"step {done}: {_reason(out)}; the last {out.skipped_in_row} steps in a row were not "
+        "finite, or had no gradient, and made no update "
         f"(max_skipped_in_row={self._config.max_skipped_in_row}); "
         f"example ids of this step: {out.example_id.tolist()}"
       )
@@ -134,9 +150,12 @@ class Record:
 
   def round(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Writes the metrics of a round's decisions, beside the first step that they govern."""
-    flat = self._policy_metrics(metrics)
-    if flat:
-      self.write(step + 1, flat)
+    self.report(step, self._policy_metrics(metrics))
+
+  def report(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Writes metrics beside the first step that they govern."""
+    if metrics:
+      self.write(step + 1, metrics)
 
   def spend(self, cost: Cost) -> None:
     """Counts rows that are passed through models besides those that are trained."""
@@ -240,3 +259,12 @@ def _by_domain(names: tuple[str, ...], **quantities: np.ndarray) -> dict[str, fl
     for quantity, values_K in quantities.items()
     for name, value in zip(names, values_K, strict=True)
   }
+
+
+def _reason(out: Any) -> str:
+  """Why a step made no update."""
+  if not out.num_tokens_B.sum():
+    return "no row with a target token was kept"
+  if out.grad_norm == 0 and np.isfinite(out.loss):
+    return "the gradient is 0, as where all weights are"
+  return f"loss {out.loss} and gradient norm {out.grad_norm}"

@@ -58,7 +58,10 @@ def _check_parts(
 
 
 def _check_optimizer(saved: dict[str, Any], folder: Path, run: loop.Run) -> None:
-  """Raises a ValueError if the optimizer that the selection reads was another in training."""
+  """Raises a ValueError if the optimizer that the selection reads was another in training.
+
+  A run that was not made from a config says nothing of its optimizer, and is not compared.
+  """
   assert run.policies.selection is not None
   observed, names = run.policies.selection.observes, []
   if "update_direction" in observed:

@@ -23,7 +23,9 @@ from jdc.train.sweeps import Sweeps
 SWEPT = frozenset({
   "example_id", "domain", "num_tokens", "loss", "token_loss", "token_mask",
 })  # fmt: skip
-PROBED = frozenset({"domain_gradient_product", "domain_target_alignment"})
+PROBED = frozenset({
+  "domain_gradient_product", "domain_target_alignment", "probe_id", "probe_label",
+})  # fmt: skip
 # The statistics by which an ordering can score rows.
 ORDERING_SCORES = frozenset({"loss", "num_tokens"})
 
@@ -39,14 +41,19 @@ class RoundStart(NamedTuple):
   shown: dict[str, np.ndarray]  # f32[N] each, statistics of the last sweep; NaN: not swept
 
 
-def probed_shapes(num_domains: int) -> dict[str, tuple[int, ...]]:
-  """Returns the shapes of the statistics that probes of the domains tell."""
-  halves = (num_domains, 2)
-  return {"domain_gradient_product": halves * 2, "domain_target_alignment": halves}
+def unprobed(num_domains: int, probe_size: int) -> dict[str, np.ndarray]:
+  """Returns what stands for the statistics of probes where nobody reads them."""
+  halves, num_rows = (num_domains, 2), 2 * num_domains * probe_size
+  return {
+    "domain_gradient_product": np.full(halves * 2, np.nan, np.float32),
+    "domain_target_alignment": np.full(halves, np.nan, np.float32),
+    "probe_id": np.full(num_rows, -1, np.int32),
+    "probe_label": np.full(num_rows, np.nan, np.float32),
+  }
 
 
 class Probe(NamedTuple):
-  """Tells of the gradients of the domains at the start of a round."""
+  """Tells of the gradients of the domains, or of probe rows, at the start of a round."""
 
   # (state, round) -> the statistics of `PROBED` that policies observe
   compute: Callable[[TrainState, int], dict[str, jax.Array]]
@@ -79,7 +86,7 @@ def make_round_start(
     sharding: of batches.
     sweeps: scores rows.
     learning_rate: by optimizer step.
-    probe: computes the gradients of domains.
+    probe: computes what is observed of the gradients of domains, and of probe rows.
     sweep_rows: candidates of a sweep; 0 for all rows.
     max_age: steps for which scores of rows that a sample left out still count.
   """
@@ -92,9 +99,9 @@ def make_round_start(
   observed = frozenset[str]().union(*(policy.observes for policy in active.values()))
   # In rounds that hold their decision, nobody reads the products of gradients. They lie where
   # those of a probe do: the update is compiled for both.
-  unprobed = {
-    name: loader.place(np.full(shape, np.nan, np.float32), everywhere)
-    for name, shape in probed_shapes(spec.num_domains).items()
+  held = {
+    name: loader.place(x, everywhere)
+    for name, x in unprobed(spec.num_domains, spec.probe_size).items()
     if name in observed
   }
 
@@ -146,7 +153,7 @@ def make_round_start(
     }
     if probe is not None:
       probes = any(due[n] and active[n].observes & PROBED for n in active)
-      facts |= probe.compute(state, round_) if probes else unprobed
+      facts |= probe.compute(state, round_) if probes else held
       spent = spent.plus(probe.cost) if probes else spent
     decisions, states = update(loader.place(host, everywhere), state.policies, facts)
     state = state._replace(policies=state.policies | states)

@@ -32,6 +32,8 @@ class PlanConfig:
   # What an ordering puts in order at once: the rows of a "round", those of an "epoch", or,
   # again when each round begins, the "remainder" of the epoch.
   queue: str = "round"
+  # The workdir of a run whose examples are trained again step by step, with their weights.
+  replay: str = ""
   # Records that a row holds at most, filled after the draw; 0: a record, or row, a row.
   max_segments: int = 0
 
@@ -52,9 +54,36 @@ class TargetConfig:
 
   folder: str = ""  # a file a task; empty: the target split of the domains
   rows: int = 64  # of each domain or task; all where there are fewer
-  every_steps: int = 50  # steps between two refreshes of its statistics
+  # Steps between two refreshes of its statistics, where policies read them in each step; those
+  # that are read when a round begins are refreshed then.
+  every_steps: int = 50
   batch_size: int = 0  # rows per forward pass; 0: the batch size
-  alignment_rows: int = 8  # drawn anew in each step, for `target_alignment`
+  alignment_rows: int = 8  # drawn anew in each step, for `target_alignment` and such
+  # Of which parameters' gradients `target_alignment` is: "exact", all that are trained, or
+  # "linear_maps", those alone that are matrices of linear maps, by far cheaper; or "low_rank",
+  # of these the leading `alignment_rank` directions of the gradient of all rows, refreshed
+  # every `every_steps`, cheaper still.
+  alignment: str = "exact"
+  alignment_rank: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class ResponsesConfig:
+  """Responses drawn for the target's prompts at each refresh, for policies of rewards."""
+
+  # "exact_match", "numeric_answer", or a function as "package.module:function"; empty: none.
+  reward: str = ""
+  count: int = 8  # of each prompt
+  max_new_tokens: int = 128
+  temperature: float = 1.0  # as in `jdc.models.generate`, as the next two
+  top_k: int = 0
+  top_p: float = 1.0
+  coefficients: str = "official"  # or "dataflex"; see `selection.coefficients`
+  baseline: bool = False  # whether the mean reward of a prompt is taken off
+  best: int = 10  # responses of a prompt that "official" looks at
+  folder: str = ""  # of a frozen model that writes them; empty: the model as it is
+  largest_ratio: float = 0.0  # bound of its ratios of importance; 0: none
+  batch_size: int = 0  # responses in one pass; 0: that of the target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,10 +211,12 @@ class RunConfig:
   sequence_length: int = 256  # tokens predicted in a row
   accumulation_steps: int = 1  # microbatches of one optimizer step
   loss_average: str = "token"  # or "example"
-  max_skipped_in_row: int = 10  # steps without a finite loss before the run stops
+  # Steps without a finite loss, or without a gradient, before the run stops.
+  max_skipped_in_row: int = 10
   plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   target: TargetConfig = dataclasses.field(default_factory=TargetConfig)
+  responses: ResponsesConfig = dataclasses.field(default_factory=ResponsesConfig)
   probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
   features: FeaturesConfig = dataclasses.field(default_factory=FeaturesConfig)
   evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
@@ -246,16 +277,21 @@ _LEAST = {
   0: (
     "seed", "plan.sweep_rows", "plan.sweep_batch_size", "plan.num_candidates",
     "plan.max_segments", "plan.max_age", "evaluation.every_steps", "evaluation.max_rows",
-    "evaluation.batch_size", "target.batch_size",
+    "evaluation.batch_size", "target.batch_size", "responses.batch_size",
+    "responses.largest_ratio",
   ),
   1: (
     "num_steps", "batch_size", "sequence_length", "accumulation_steps", "max_skipped_in_row",
     "plan.steps_per_round", "checkpoint.every_steps", "checkpoint.keep", "logging.every_steps",
-    "target.rows", "target.every_steps", "target.alignment_rows", "probe.rows",
+    "target.rows", "target.every_steps", "target.alignment_rows", "target.alignment_rank",
+    "probe.rows",
+    "responses.count", "responses.max_new_tokens", "responses.best",
   ),
 }  # fmt: skip
 _CHOICES = {
   "loss_average": ("token", "example"),
+  "target.alignment": ("exact", "linear_maps", "low_rank"),
   "evaluation.split": ("validation", "target"),
   "plan.candidate_draw": ("top_k", "gumbel_top_k", "multinomial"),
+  "responses.coefficients": ("official", "dataflex"),
 }

@@ -10,9 +10,11 @@ import numpy as np
 
 from jdc.data import plan
 from jdc.data.pack import Domain
+from jdc.metrics import Decisions
 from jdc.models.base import LanguageModel
 from jdc.policies.base import Decision, RunSpec
 from jdc.policies.combine import Policies
+from jdc.stats import logits
 from jdc.stats.target_rows import TargetRows
 from jdc.train import step
 from jdc.train.checkpoint import Checkpoints
@@ -28,7 +30,9 @@ class Sizes(NamedTuple):
   num_experts: int = 0
   num_targets: int = 0
   num_tasks: int = 0
+  num_responses: int = 0
   feature_size: int = 0
+  logit_projection_size: int = 0
   domains_without_target: tuple[str, ...] = ()
 
 
@@ -53,6 +57,7 @@ def sizes_of(
     sizes = sizes._replace(
       embedding_size=found.hidden.shape[-1],
       num_experts=0 if loads is None else loads.shape[-1],
+      logit_projection_size=logits.SIZE if model.output_matrix is not None else 0,
     )
   if target is not None:
     num_tasks = int(np.max(target.task)) + 1
@@ -93,9 +98,12 @@ def run_spec(
     probe_size=config.probe.rows,
     num_targets=sizes.num_targets,
     num_tasks=sizes.num_tasks,
+    num_responses=sizes.num_responses,
     embedding_size=sizes.embedding_size,
     num_experts=sizes.num_experts,
     feature_size=sizes.feature_size,
+    logit_projection_size=sizes.logit_projection_size,
+    candidate_draw=plan_config.candidate_draw,
     data_fingerprint=data_fingerprint(domains),
   )
 
@@ -134,9 +142,12 @@ def plan_spec(
 
 
 def step_options(
-  config: RunConfig, decisions: Mapping[str, Decision], policies: Policies
+  config: RunConfig,
+  decisions: Mapping[str, Decision],
+  policies: Policies,
+  recorded: Decisions | None = None,
 ) -> step.StepOptions:
-  """Returns how the step computes, given the policies' initial decisions."""
+  """Returns how the step computes, given the policies' initial decisions or recorded ones."""
   in_step = {name for name, p in slots(policies).items() if p.scope == "step"}
   weighted = {
     name
@@ -148,6 +159,8 @@ def step_options(
   if "selection" in in_step:
     carried |= {"mixture", "selection"} & in_step
   row_weights = any(decisions[name].weights is not None for name in carried)
+  if recorded is not None:
+    row_weights = recorded.weights_SxB is not None
   return step.StepOptions(
     loss_average=cast(Any, config.loss_average),  # checked by RunConfig, as the next one
     accumulation_steps=config.accumulation_steps,
@@ -155,6 +168,7 @@ def step_options(
     candidate_draw=cast(Any, config.plan.candidate_draw),
     row_weights=row_weights,
     num_target_rows=config.target.alignment_rows,
+    alignment=cast(Any, config.target.alignment),
     weighted_slots=frozenset(weighted),
   )
 
@@ -191,6 +205,8 @@ def describe_run(
   weights: Weights | None,
   targets: TargetRows | None = None,
   reference: str | None = None,
+  responses: Mapping[str, str] | None = None,
+  recorded: Decisions | None = None,
 ) -> dict[str, Any]:
   """Returns what a resumed run must have in common with the saved one, as JSON."""
   shapes = {
@@ -204,6 +220,9 @@ def describe_run(
     parts |= describe({"target": targets})
   if reference is not None:
     parts["reference"] = reference
+  parts |= responses or {}
+  if recorded is not None:
+    parts |= describe({"replay": recorded})
   return {"config": dict(config_json), "data": fingerprints(domains), "parts": parts}
 
 

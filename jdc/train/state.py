@@ -49,10 +49,11 @@ class Params(NamedTuple):
 
 
 class Fixed(NamedTuple):
-  """What a step reads besides and never changes."""
+  """What a step reads besides and does not change."""
 
   reference: Any = None  # parameters of the reference model
   target: Any = None  # rows of the target set, `jdc.stats.target.TargetRows`
+  target_gradient: Any = None  # by linear maps, in runs that refresh it now and then
 
 
 def full_params(trained: Any, frozen: Any) -> Any:
@@ -69,7 +70,7 @@ class TrainState(NamedTuple):
   opt_state: optax.OptState
   policies: dict[str, Any]  # state of each policy by slot, replicated
   key: jax.Array  # key[], of draws inside the step
-  skipped: jax.Array  # i32[], steps whose loss or gradient was not finite
+  skipped: jax.Array  # i32[], steps without an update: nothing finite or nothing to train on
   skipped_in_row: jax.Array  # i32[], of these, the ones up to now without a break
   target: Any = None  # statistics of the target set, `jdc.stats.target.TargetState`
   fixed: Fixed = Fixed()  # in no checkpoint
@@ -78,6 +79,13 @@ class TrainState(NamedTuple):
   def model_params(self) -> Any:
     """The parameters of the model."""
     return full_params(self.params, self.frozen)
+
+  @property
+  def read(self) -> Fixed:
+    """What steps read besides, with the target's gradient of the last refresh."""
+    if self.target is None or self.target.gradient is None:
+      return self.fixed
+    return self.fixed._replace(target_gradient=self.target.gradient.maps)
 
   @property
   def parts(self) -> Params:

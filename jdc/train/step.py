@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ class StepOutput(NamedTuple):
   balance_loss: jax.Array | None  # f32[], of a mixture of experts, as added to the loss
   grad_norm: jax.Array  # f32[], before clipping
   learning_rate: jax.Array  # f32[]
-  skipped: jax.Array  # bool[], loss or gradient not finite: no update
+  skipped: jax.Array  # bool[], loss or gradient not finite, or no gradient: no update
   skipped_in_row: jax.Array  # i32[]
   example_id: jax.Array  # i32[B]
   domain: jax.Array  # i32[B]
@@ -61,7 +61,9 @@ class StepOptions:
   accumulation_steps: int = 1  # microbatches of one optimizer step
   num_kept: int = 0  # rows that a step-scope selection keeps, 0 without one
   candidate_draw: CandidateDraw = "top_k"
-  num_target_rows: int = 8  # drawn in a step, where `target_alignment` is observed
+  # What `target_alignment` is by; "low_rank" by the gradient of the last refresh.
+  alignment: Literal["exact", "linear_maps", "low_rank"] = "exact"
+  num_target_rows: int = 8  # drawn in a step, where `target_alignment` and such are observed
   row_weights: bool = False  # rows carry weights: of a round decision, or of their selection
   weighted_slots: frozenset[str] = frozenset()  # step-scope slots whose decision has weights
 
@@ -89,7 +91,10 @@ def make_train_step(
     products: computes the inner products of all pairs of these.
   """
   observed = observed_of(policies, "step")
-  passes = make_passes(model, reference, observed, options.num_target_rows, features, products)
+  passes = make_passes(
+    model, reference, observed, options.num_target_rows, features, products,
+    options.accumulation_steps, options.alignment,
+  )  # fmt: skip
   update = make_updater(policies)
   in_step = {name for name, policy in slots(policies).items() if policy.scope == "step"}
   selects = "selection" in in_step
@@ -102,39 +107,42 @@ def make_train_step(
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepOutput]:
     rate = jnp.asarray(learning_rate(state.step - state.skipped), jnp.float32)
     context = {"step": state.step, "learning_rate": rate, **target_fields(state.target)}
-    params = state.parts
+    params, fixed = state.parts, state.read
     key = jax.random.fold_in(state.key, state.step)
     decisions: dict[str, Decision] = {}
     states = state.policies
     if selects:
       batch, decisions, states = select(
         passes, update, options.accumulation_steps, options.num_kept, options.candidate_draw,
-        key, params, state.fixed, state.opt_state, batch, context, states,
+        key, params, fixed, state.opt_state, batch, context, states,
       )  # fmt: skip
     inputs = inputs_and_targets(batch.tokens, batch.segments)
     noise = jax.random.fold_in(key, _DROPOUT) if model.dropout else None
     rows = Microbatch(batch, inputs, noise)
-    found = gradients(params, state.fixed, state.opt_state, rows, key, context, states)
+    found = gradients(params, fixed, state.opt_state, rows, key, context, states)
     loss, grads, states = found.loss, found.grads, found.states
     decisions |= found.decisions
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    # A selection may have kept no row, or all weights may be 0; an update would be of momentum
+    # and decay alone.
+    useful = finite & jnp.any(inputs.mask) & (grad_norm > 0)
 
     def apply(params: Any, opt_state: Any, grads: Any) -> tuple[Any, Any]:
       updates, opt_state = optimizer.update(grads, opt_state, params)
       return optax.apply_updates(params, updates), opt_state
 
-    # Without a finite gradient parameters and optimizer stay; plan and policies go on.
+    # Without a gradient parameters and optimizer stay; plan and policies go on.
     params, opt_state = jax.lax.cond(
-      finite, apply, lambda *kept: kept[:2], state.params, state.opt_state, grads
+      useful, apply, lambda *kept: kept[:2], state.params, state.opt_state, grads
     )
-    skipped_in_row = jnp.where(finite, 0, state.skipped_in_row + 1)
+    skipped_in_row = jnp.where(useful, 0, state.skipped_in_row + 1)
     new_state = state._replace(
       step=state.step + 1,
       params=params,
       opt_state=opt_state,
       policies=states,
-      skipped=state.skipped + ~finite,
+      skipped=state.skipped + ~useful,
       skipped_in_row=skipped_in_row,
     )
     examples = {
@@ -151,7 +159,7 @@ def make_train_step(
       balance_loss=found.balance_loss,
       grad_norm=grad_norm,
       learning_rate=rate,
-      skipped=~finite,
+      skipped=~useful,
       skipped_in_row=skipped_in_row,
       mixture_logits=decisions["mixture"].logits if "mixture" in decisions else None,
       metrics={name: d.metrics for name, d in decisions.items() if d.metrics is not None},

@@ -25,12 +25,12 @@ from jdc.train.cost import Cost
 from jdc.train.features import FIELDS
 from jdc.train.kept_features import KeptFeatures
 from jdc.train.observe import example_stats
-from jdc.train.passes import EMBEDDINGS, REFERENCE, Microbatch, Shared, make_passes
+from jdc.train.passes import EMBEDDINGS, ERRORS, REFERENCE, Microbatch, Shared, make_passes
 from jdc.train.state import TrainState, full_params, slots
 
-_FORWARD = frozenset({"loss", "token_loss"}) | EMBEDDINGS
+_FORWARD = frozenset({"loss", "token_loss"}) | EMBEDDINGS | ERRORS
 # Statistics of one number a row, which a table can show.
-_SHOWN = ("num_tokens", "loss", "reference_loss", "gradient_norm")
+_SHOWN = ("num_tokens", "loss", "reference_loss", "gradient_norm", "el2n")
 
 
 class Found(NamedTuple):

@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jdc.models import cross_entropy
 from jdc.models.base import BATCH_AXES, MESH_AXES
 from jdc.models.cross_entropy import (
   default_chunk_size,
   token_cross_entropy,
+  token_losses_and_errors,
   weighted_cross_entropy,
+  weighted_losses_and_errors,
 )
 
 CHUNK_SIZES = [None, "auto", 1, 7, 38, 100]  # of 39 positions
@@ -112,6 +115,72 @@ def test_gradients_equal_the_plain_form(form):
     np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
 
 
+def some_unasked(targets, seed=2):
+  return np.where(np.random.default_rng(seed).random(targets.shape) < 0.6, -1, targets)
+
+
+@FORMS
+@pytest.mark.parametrize("chunk_size", [None, 1, 7, 38])
+def test_no_loss_where_the_target_is_negative(form, chunk_size):
+  hidden, output, targets = inputs()
+  weights, some = signed_weights(targets), some_unasked(targets)
+  expected, _ = reference(hidden, output, targets)
+  losses = token_cross_entropy(*map(jnp.asarray, (hidden, output, some)), chunk_size)
+  np.testing.assert_allclose(losses, np.where(some < 0, 0, expected), rtol=1e-5, atol=1e-5)
+  asked = np.where(some < 0, 0, weights)
+  expected = reference_gradients(hidden, output, targets, asked)
+  actual = gradients(form, hidden, output, some, weights, chunk_size)
+  for e, a in zip(expected, actual, strict=True):
+    np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
+
+
+@FORMS
+@pytest.mark.parametrize("argnums", [(0, 1), 0, 1])
+def test_chunks_without_targets_are_not_computed(form, argnums):
+  hidden, output, targets = inputs()
+  weights, some = np.ones(targets.shape, np.float32), targets.copy()
+  some[:, 4:] = -1
+  # Infinite where no loss is asked for: it would make every sum not a number.
+  hidden[:, 4:] = np.inf
+  arguments = [jnp.asarray(x) for x in (hidden, output, some, weights)]
+  found = jax.jit(jax.value_and_grad(form, argnums), static_argnums=4)(*arguments, 3)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
+
+
+@pytest.fixture
+def small_cache(monkeypatch):
+  """Chunks of "auto" have 7 positions of 37 logits."""
+  monkeypatch.setattr(cross_entropy, "_CACHED_LOGITS", 7 * 37)
+  monkeypatch.setattr(cross_entropy, "_MIN_CACHED_POSITIONS", 1)
+
+
+@FORMS
+@pytest.mark.usefixtures("small_cache")
+def test_chunks_for_a_cache(form):
+  hidden, output, targets = inputs()
+  weights, some = signed_weights(targets), some_unasked(targets)
+  expected = reference_gradients(hidden, output, targets, np.where(some < 0, 0, weights))
+  for e, a in zip(
+    expected, gradients(form, hidden, output, some, weights, "auto"), strict=True
+  ):
+    np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
+
+  def num_products(chunk_size):
+    grad = jax.grad(lambda *args: form(*args, chunk_size), argnums=(0, 1))
+    return str(jax.make_jaxpr(grad)(hidden, output, targets, weights)).count("dot_general")
+
+  # They are few enough to keep the logits of losses whose weights come later.
+  assert num_products("auto") == 3
+  assert num_products(7) == (4 if form is sum_of_tokens else 3)
+
+
+@FORMS
+@pytest.mark.usefixtures("small_cache")
+@pytest.mark.parametrize("argnum", [0, 1])
+def test_second_derivatives_of_chunks_for_a_cache(form, argnum):
+  check_second_derivatives(form, argnum, "auto")
+
+
 def test_large_logits_stay_finite():
   hidden, output, targets = inputs(scale=1e4)
   expected, _ = reference(hidden, output, targets)
@@ -156,10 +225,8 @@ def test_losses_and_weights_are_constants_for_the_gradient():
     np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-7)
 
 
-@FORMS
-@pytest.mark.parametrize("argnum", [0, 1])
-def test_second_derivatives_equal_the_plain_form(form, argnum):
-  *arrays, targets = inputs(batch_size=1, num_positions=5, scale=0.5)
+def check_second_derivatives(form, argnum, chunk_size):
+  *arrays, targets = inputs(batch_size=1, num_positions=15, scale=0.5)
   arrays, weights = [jnp.asarray(x) for x in arrays], signed_weights(targets)
 
   def squared_norm(form, chunk_size):
@@ -167,7 +234,13 @@ def test_second_derivatives_equal_the_plain_form(form, argnum):
     return jax.grad(lambda *args: jnp.sum(grad(*args) ** 2), argnum)(*arrays)
 
   expected = squared_norm(sum_of_tokens, None)
-  np.testing.assert_allclose(squared_norm(form, 2), expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(squared_norm(form, chunk_size), expected, rtol=1e-4, atol=1e-5)
+
+
+@FORMS
+@pytest.mark.parametrize("argnum", [0, 1])
+def test_second_derivatives_equal_the_plain_form(form, argnum):
+  check_second_derivatives(form, argnum, 2)
 
 
 @FORMS
@@ -403,15 +476,131 @@ def test_a_single_chunk_holds_all_logits():
   assert temporary_bytes(weighted_sum, shape, jnp.float32, (0, 1), 64) < logits / 4
 
 
+def test_default_chunk_size_fits_the_cache_of_a_cpu():
+  assert default_chunk_size(4096, 8192, "cpu") == 512
+  assert default_chunk_size(4096, 32_000, "cpu") == 256
+  assert default_chunk_size(4096, 1_000_000, "cpu") == 67
+
+
 def test_default_chunk_size_bounds_the_logits():
   for num_positions in (1, 128, 1000, 8192, 10**6):
     for vocab_size in (2, 256, 50_257, 262_144, 100_000_000):
-      chunk_size = default_chunk_size(num_positions, vocab_size)
+      chunk_size = default_chunk_size(num_positions, vocab_size, "gpu")
       if chunk_size is None:
         assert num_positions * vocab_size <= 2**26 or num_positions == 1
       else:
         assert 1 <= chunk_size < num_positions
         assert chunk_size * vocab_size <= 2**26 or chunk_size == 1
+
+
+# Errors of tokens.
+
+
+def weighted_with_errors(hidden, output, targets, weights, chunk_size):
+  loss, losses, errors = weighted_losses_and_errors(
+    hidden, output, targets, weights, chunk_size
+  )
+  return loss, (losses, errors)
+
+
+def sum_with_errors(hidden, output, targets, weights, chunk_size):
+  losses, errors = token_losses_and_errors(hidden, output, targets, chunk_size)
+  return jnp.sum(weights * losses), (losses, errors)
+
+
+WITH_ERRORS = pytest.mark.parametrize(
+  ("form", "plain"), [(weighted_with_errors, weighted_sum), (sum_with_errors, sum_of_tokens)]
+)
+
+
+@WITH_ERRORS
+@pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
+def test_errors_agree_with_the_equation(form, plain, chunk_size):
+  """With and without derivatives, of which they are constants."""
+  hidden, output, targets = inputs()
+  weights, some = signed_weights(targets), some_unasked(targets)
+  expected, by_logit = reference(hidden, output, targets)
+  expected = np.where(some < 0, 0, [expected, np.linalg.norm(by_logit, axis=-1)])
+  arguments = [jnp.asarray(x) for x in (hidden, output, some, weights)]
+  found = jax.jit(form, static_argnums=4)(*arguments, chunk_size)[1]
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+  wanted = gradients(plain, *arguments, chunk_size)
+  for argnums, chosen in (((0, 1), wanted), ((0,), wanted[:1]), ((1,), wanted[1:])):
+    grad = jax.jit(jax.grad(form, argnums, has_aux=True), static_argnums=4)
+    actual, found = grad(*arguments, chunk_size)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    for e, a in zip(chosen, actual, strict=True):
+      np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
+
+
+@WITH_ERRORS
+@pytest.mark.usefixtures("small_cache")
+def test_errors_need_no_logits_of_their_own(form, plain):
+  hidden, output, targets = inputs()
+  arguments = hidden, output, targets, signed_weights(targets)
+
+  def num_products(function, chunk_size):
+    grad = jax.grad(lambda *args: function(*args, chunk_size), (0, 1), has_aux=function is form)
+    return str(jax.make_jaxpr(grad)(*arguments)).count("dot_general")
+
+  for chunk_size in ("auto", 7):
+    assert num_products(form, chunk_size) == num_products(plain, chunk_size)
+
+
+@WITH_ERRORS
+def test_small_errors_keep_their_digits(form, plain):
+  """Where |p|^2 - 2 p_y + 1 would have none left."""
+  targets = np.arange(6, dtype=np.int32)[None]
+  margin = np.float32([0, 1, 3, 6, 9, 12])
+  hidden, output = margin[None, :, None] * np.eye(6, dtype=np.float32), np.eye(6, 37)
+  output = output.astype(np.float32)
+  _, by_logit = reference(hidden, output, targets)
+  expected = np.linalg.norm(by_logit, axis=-1)
+  assert expected.min() < 1e-3
+  weights = np.ones(targets.shape, np.float32)
+  for chunk_size in (None, 2):
+    errors = form(*map(jnp.asarray, (hidden, output, targets, weights)), chunk_size)[1][1]
+    # Logsumexps of up to 12 are known within 1e-6, and probabilities no better.
+    np.testing.assert_allclose(errors, expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_second_derivatives_with_errors(chunk_size):
+  hidden, output, targets = inputs(batch_size=1, num_positions=15, scale=0.5)
+  some, weights = some_unasked(targets), signed_weights(targets)
+
+  def squared_norm(function, output):
+    def loss(hidden):
+      found = function(hidden, output, some, weights, chunk_size)
+      return found[0] if function is sum_with_errors else found
+
+    return jnp.sum(jax.grad(loss)(jnp.asarray(hidden)) ** 2)
+
+  expected, actual = (
+    jax.grad(squared_norm, 1)(form, jnp.asarray(output))
+    for form in (sum_of_tokens, sum_with_errors)
+  )
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@WITH_ERRORS
+def test_errors_on_a_mesh(form, plain):
+  hidden, output, targets = inputs(batch_size=8, width=16, vocab_size=64, scale=1.0)
+  arguments = hidden, output, targets, signed_weights(targets)
+  expected = jax.jit(form, static_argnums=4)(*arguments, 5)
+  mesh = make_mesh(2, 2, 1, 2)
+  with jax.set_mesh(mesh):
+    actual = jax.jit(form, static_argnums=4)(*on_mesh(mesh, *arguments), 5)
+  for e, a in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
+    np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
+
+
+@WITH_ERRORS
+def test_errors_of_a_chunk_take_its_memory(form, plain):
+  shape = (4, 256, 16, 4096)
+  alone = lambda *args: form(*args)[0] + 0 * jnp.sum(form(*args)[1][1])
+  logits = 4 * 256 * 4096 * 4
+  assert temporary_bytes(alone, shape, jnp.float32, (0, 1), 64) < logits / 4
 
 
 @FORMS

@@ -19,7 +19,7 @@ from jdc.policies import DataPolicy, ExampleStats, RunSpec, TargetStats, mixture
 from jdc.policies import weighting as weigh
 
 # All sizes differ, so that a shape tells what an array is about.
-K, B, C, N, T, R, D, E, M, S = 4, 16, 32, 64, 8, 5, 6, 3, 7, 2
+K, B, C, N, T, R, D, E, M, S, Q = 4, 16, 32, 64, 8, 5, 6, 3, 7, 2, 9
 SPEC = RunSpec(
   num_examples=N,
   num_domains=K,
@@ -31,12 +31,14 @@ SPEC = RunSpec(
   sweep_size=C,
   num_targets=M,
   num_tasks=S,
+  num_responses=9,
   feature_size=R,
   embedding_size=D,
   num_experts=E,
   num_steps=2000,
   steps_per_round=10,
   domain_draw="one",
+  logit_projection_size=Q,
 )
 KEY = jax.random.key(0)
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
@@ -78,6 +80,11 @@ def of_file(factory, **arrays):
     return factory(f"{folder}/file.npz")
 
 
+def with_probes(policy):
+  """The policy in a run with two times six probe rows of each domain."""
+  return policy._replace(init=lambda spec, key: policy.init(spec._replace(probe_size=6), key))
+
+
 keeps_k = {"batch": "the second of two copies is worth less than the first"}
 noise = np.random.default_rng(0).normal(size=(N + M, D))
 noise[3] = np.nan
@@ -93,6 +100,15 @@ def of_whole_pool(policy):
     return decision._replace(logits=decision.logits[: spec.sweep_size]), state
 
   return policy._replace(init=init)
+
+
+def learning(policy):
+  """The policy in rounds of one batch each, whose statistics it reads together with its own."""
+
+  def update(stats, state):
+    return policy.update(stats, policy.observe(stats, state))
+
+  return policy._replace(update=update, observes=policy.observes | policy.observes_batch)
 
 
 # fmt: off
@@ -148,19 +164,34 @@ POLICIES = [
     "cluster_less_random",
     selection.cluster_less(9, "random_partition", "random", 2, direction="gradient"),
   ),
+  Case("coincide", selection.coincide(9, 5)),
+  Case("coincide_given", of_file(lambda f: selection.coincide(20, embeddings=f), **given)),
+  Case("el2n", selection.el2n()),
+  Case("el2n_current", selection.el2n("current")),
+  Case("grand", selection.grand()),
   Case("delta_loss", of_whole_pool(selection.delta_loss(update_times=3))),
   Case("less", selection.less()),
   Case("less_mean", selection.less("gradient", "mean")),
   Case("less_sum", selection.less(checkpoints="sum")),
   Case("less_sum_mean", selection.less("gradient", "mean", "sum")),
+  Case("zeroth_order", selection.zeroth_order()),
   Case("icons", selection.icons(0.3)),
   Case("icons_gradient", selection.icons(0.7, "gradient")),
   Case("near", selection.near(9, neighbours=4)),
   Case("near_given", of_file(lambda path: selection.near(9, embeddings=path), **given)),
+  Case("nice", selection.nice()),
+  Case("nice_sum", selection.nice("gradient", "mean", "sum")),
   Case("tsds", selection.tsds()),
   Case("tsds_not_normalised", selection.tsds(0.9, 0.3, 3.0, normalise=False)),
   Case("from_file", of_file(lambda path: selection.from_file(path, weight="w"), **scores)),
   Case("rho_loss", of_candidates(selection.rho_loss())),
+  Case("in_run_shapley", learning(selection.in_run_shapley())),
+  Case(
+    "in_run_shapley_second",
+    learning(selection.in_run_shapley("second", "sum", "mean", drop_negative=True)),
+  ),
+  Case("infobatch", learning(selection.infobatch())),
+  Case("infobatch_annealed", learning(selection.infobatch(0.9, anneal=0.001))),
   Case("greats", of_candidates(selection.greats()), exceptions=keeps_k),
   Case(
     "greats_gradient", of_candidates(selection.greats("gradient", self_term=True)),
@@ -170,6 +201,11 @@ POLICIES = [
     "greats_update_direction", of_candidates(selection.greats("update_direction")),
     exceptions=keeps_k,
   ),
+  # Logits of a size of which 1e-6 is more than rounding.
+  Case("mates", with_probes(selection.mates(30.0))),
+  Case("mates_given", with_probes(selection.mates(50.0, strength=3.0))),
+  Case("uds", of_candidates(selection.uds())),
+  Case("uds_diverse", of_candidates(selection.uds(2.0, capacity=20))),
   Case("reweighting", fast),
   Case("reweighting_uniform", weigh.loss_reweighting("uniform", burn_in_steps=0)),
   Case("reweighting_quadratic", weigh.loss_reweighting("quadratic", 0.4, 0, delta=2.0)),
@@ -227,10 +263,12 @@ def holding(claim):
 SHAPES = {
   "token_loss": (T,), "reference_token_loss": (T,), "gradient": (R,), "update_direction": (R,),
   "embedding": (D,), "position_weighted_embedding": (D,), "last_token_embedding": (D,),
+  "logit_projection": (Q,),
 }  # fmt: skip
 INTEGERS = {
-  "example_id", "domain", "num_tokens", "token_mask", "token_segment", "score_age",
+  "example_id", "domain", "num_tokens", "token_mask", "token_segment", "score_age", "probe_id",
 }  # fmt: skip
+OF_PROBES = {"probe_id": (12 * K,), "probe_label": (12 * K,)}
 OF_RUN = {"target", "step", "learning_rate"}
 OF_DOMAINS = {
   "domain_gradient_product": (K, 2, K, 2), "domain_target_alignment": (K, 2),
@@ -271,13 +309,16 @@ def make_fields(policy, seed):
       domain=jnp.asarray(rng.integers(0, K, M), jnp.int32),
     ),
   }
+  rewards = np.random.default_rng((seed, 4)).uniform(size=(M, SPEC.num_responses))
+  fields["target_reward"] = rewards
   gradient_Kx2xR = np.random.default_rng((seed, 1)).normal(size=(K, 2, R))
   products = np.einsum("iar,jbr->iajb", gradient_Kx2xR, gradient_Kx2xR)
   fields["domain_gradient_product"] = products
   gradient_BxR = np.random.default_rng((seed, 2)).normal(size=(rows, R))
   fields["gradient_product"] = gradient_BxR @ gradient_BxR.T
+  fields["probe_id"] = np.random.default_rng((seed, 4)).permutation(N)[: 12 * K]
   for name in sorted(policy.observes - fields.keys()):
-    shape = OF_DOMAINS.get(name, (rows, *SHAPES.get(name, ())))
+    shape = (OF_DOMAINS | OF_PROBES).get(name, (rows, *SHAPES.get(name, ())))
     fields[name] = rng.uniform(0.1, 1.0, shape) * (1 if "probability" in name else 4)
   return {name: fields[name] for name in sorted(policy.observes | {"example_id"})}
 

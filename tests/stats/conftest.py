@@ -26,7 +26,7 @@ _CONFIG = DecoderConfig(
 )
 
 
-def _rows(seed, num_rows, length):
+def _tokens(seed, num_rows, length):
   """Rows of up to two documents with prompts and padding; the first has no target."""
   rng = np.random.default_rng(seed)
   segments = np.zeros((num_rows, length + 1), np.int32)
@@ -36,7 +36,11 @@ def _rows(seed, num_rows, length):
     row[: rng.integers(0, first)] = -1
   segments[0] = -np.abs(segments[0])
   tokens = rng.integers(0, _VOCABULARY, segments.shape).astype(np.int32)
-  return inputs_and_targets(tokens, segments)
+  return tokens, segments
+
+
+def _rows(seed, num_rows, length):
+  return inputs_and_targets(*_tokens(seed, num_rows, length))
 
 
 @functools.cache
@@ -99,4 +103,6 @@ def _placed(name, **axes):
 @pytest.fixture(scope="session")
 def linear_maps():
   """Models, rows, gradients and parameters on a mesh."""
-  return types.SimpleNamespace(model=_model, rows=_rows, gradients=_gradients, placed=_placed)
+  return types.SimpleNamespace(
+    model=_model, tokens=_tokens, rows=_rows, gradients=_gradients, placed=_placed
+  )

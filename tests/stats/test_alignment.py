@@ -151,3 +151,23 @@ def test_one_pass_tells_products_and_alignment(name):
     scale = jnp.max(alone)
     np.testing.assert_allclose(found["gradient_product"], alone, rtol=0, atol=1e-5 * scale)
     np.testing.assert_allclose(found["target_alignment"], expected, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(("name", "microbatches"), [("chunks", 1), ("lora", 4)])
+def test_curvature_agrees_with_a_hessian_in_forward_mode(name, microbatches):
+  """The derivative of the target's gradient along the sum of gradients taken one by one."""
+  model, (trained, frozen), gradient = case(name)
+  rows, target = random_rows(1, B), random_rows(101, M)
+  alone = [[np.pad(x[i : i + 1], ((0, M - 1), (0, 0))) for x in rows] for i in range(B)]
+  each = [gradient(trained, RowInputs(*row)) for row in alone]
+  summed = jax.tree.map(lambda *x: jnp.float32(sum(np.float64(y) for y in x)), *each)
+  derivative = jax.jit(lambda x, d: jax.jvp(lambda x: gradient(x, target), (x,), (d,))[1])
+  bent = flat(derivative(trained, summed))
+  products = np.array([flat(x) @ bent for x in each])
+  curvature = jax.jit(alignment.make_curvature(model, microbatches))
+  found = curvature((trained, frozen), rows, target)
+  scale = np.linalg.norm(bent) * max(np.linalg.norm(flat(x)) for x in each)
+  np.testing.assert_allclose(found, products, rtol=0, atol=1e-5 * scale)
+  assert found[0] == 0
+  assert found.dtype == jnp.float32
+  assert np.abs(products[1:]).max() > 1e-2 * scale

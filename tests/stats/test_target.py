@@ -69,6 +69,13 @@ def test_all_problems_of_the_tables_come_together():
     target.choose_rows({}, 4)
 
 
+def test_rows_of_a_task_without_target_tokens_are_named():
+  tables = {"gsm8k": Rows(0, 3, without=(1,)), "web": Rows(1, 2)}
+  with pytest.raises(ValueError, match="task gsm8k: 1 of 3 rows have no target token"):
+    target.choose_rows(tables, 2, domain_names=("web",))
+  assert len(target.choose_rows(tables, 3).task) == 4
+
+
 def test_samples_are_drawn_without_replacement():
   rows = target.choose_rows({"a": Rows(0, 20), "b": Rows(1, 20)}, 10)
   draw = jax.jit(functools.partial(target.sample_rows, count=8))

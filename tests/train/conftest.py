@@ -36,6 +36,7 @@ from jdc.train.config import (
   policy,
 )
 from jdc.train.optimizer import make_optimizer
+from jdc.train.responses import Responses
 
 SEQUENCE_LENGTH = 32
 WORDS = {
@@ -153,6 +154,12 @@ def make_small_model(vocab_size: int = 258, width: int = 4, num_experts: int = 3
     load = jax.nn.one_hot(expert, num_experts) * (segments > 0)[..., None]
     return Outputs(losses, hidden, expert_load=load.sum(axis=1))
 
+  def error_outputs(params: Any, tokens: Any, targets: Any, *rest: Any) -> Outputs:
+    found = outputs(params, tokens, targets, *rest)
+    logits = jax.lax.stop_gradient(found.hidden @ params["output"])
+    error = jax.nn.softmax(logits) - jax.nn.one_hot(targets, vocab_size)
+    return found._replace(token_error=jnp.linalg.norm(error, axis=-1))
+
   return LanguageModel(
     init=init,
     hidden=lambda params, tokens, *_: params["embedding"][tokens],
@@ -161,6 +168,8 @@ def make_small_model(vocab_size: int = 258, width: int = 4, num_experts: int = 3
     partition_specs=lambda params: jax.tree.map(lambda _: jax.P(), params),
     vocab_size=vocab_size,
     outputs=outputs,
+    error_outputs=error_outputs,
+    output_matrix=lambda params: params["output"],
   )
 
 
@@ -303,3 +312,47 @@ def full(
   """A run that trained all parameters, not to be changed; it saved steps 2 and 4."""
   workdir = tmp_path_factory.mktemp("full") / "run"
   return workdir, finetune(workdir, **FULL)
+
+
+class Questions:
+  """Records of a prompt and a right answer each, in bytes; EOS is 257."""
+
+  sequence_length, vocab_size = SEQUENCE_LENGTH, 258
+
+  def __init__(self, pairs: list[tuple[str, str]]):
+    self.pairs = pairs
+    self.num_targets = np.array([len(answer) + 1 for _, answer in pairs], np.int32)
+
+  def rows(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.zeros((len(ids), SEQUENCE_LENGTH + 1), np.int32)
+    segments = np.zeros_like(tokens)
+    for row, (prompt, answer) in enumerate(self.pairs[i] for i in ids):
+      both = [*prompt.encode(), *answer.encode(), 257]
+      tokens[row, : len(both)] = both
+      segments[row, : len(both)] = 1
+      segments[row, : len(prompt)] = -1
+    return tokens, segments
+
+
+def share_of_ascii(prompt: str, response: str, reference: str) -> float:
+  """A reward that a model drawn at random gets some of."""
+  del prompt, reference
+  return sum(letter.isascii() for letter in response) / max(len(response), 1)
+
+
+def byte_text(ids: Any) -> str:
+  return bytes(i for i in ids if i < 256).decode("latin1")
+
+
+@pytest.fixture(scope="session")
+def rewarded(model_config: DecoderConfig) -> dict[str, Any]:
+  """The parts of a run whose model responds to questions and is rewarded for it."""
+  tasks = {
+    "sums": Questions([("1+1=", "2"), ("2+3=", "5"), ("12+30=", "42")]),
+    "words": Questions([("say fig:", "fig"), ("say plum:", "plum")]),
+  }
+  return {
+    "model": decoder(model_config),
+    "tasks": tasks,
+    "responses": Responses(share_of_ascii, byte_text, (257,)),
+  }

@@ -14,7 +14,7 @@ from jdc.models.configs import DecoderConfig
 from jdc.models.decoder import decoder
 from jdc.policies import DataPolicy, Decision, RunSpec, mixture, ordering, selection, weighting
 from jdc.stats.directions import Adam
-from jdc.train import checks, command, loop
+from jdc.train import command, loop, slot_checks
 from jdc.train import config as c
 from jdc.train.state import Reference
 
@@ -60,7 +60,7 @@ def test_weights_of_a_round_that_no_row_carries_are_refused(slot, size, fields):
   policy = weighting_of((1,))._replace(scope="round")
   spec = SPEC._replace(sweep_size=30, sequence_length=4)
   with pytest.raises(ValueError) as error:
-    checks.check_decisions({slot: decision}, spec, policies.combine(**{slot: policy}))
+    slot_checks.check_decisions({slot: decision}, spec, policies.combine(**{slot: policy}))
   for field in fields:
     assert f"{field} of a round-scope {slot} do not reach the rows" in str(error.value)
 
@@ -74,9 +74,9 @@ def test_weights_of_packed_rows_are_those_of_their_records(weights, token_weight
   spec = SPEC._replace(batch_size=8 * 5, sequence_length=32)
   arguments = ({"weighting": decision}, spec, policies.combine(weighting=weighting_of((1,))), 5)
   if right:
-    return checks.check_decisions(*arguments)
+    return slot_checks.check_decisions(*arguments)
   with pytest.raises(ValueError, match=r"not \(40,\)|not \(8, 32\)"):
-    checks.check_decisions(*arguments)
+    slot_checks.check_decisions(*arguments)
 
 
 @pytest.mark.parametrize("sweep_rows", [2, 10**6])
@@ -251,6 +251,11 @@ class TestModel:
     message = refuse(ADAPT, model=small_model._replace(outputs=None))
     assert "observe position_weighted_embedding, but the model offers no outputs" in message
 
+  def test_offers_no_errors_of_tokens(self, refuse, small_model):
+    chosen = policies.combine(selection=selection.el2n())
+    message = refuse(chosen, model=small_model._replace(error_outputs=None), draw="top_k")
+    assert "observe el2n, but the model offers no error_outputs" in message
+
 
 class TestProbes:
   def test_need_rows(self, refuse):
@@ -394,6 +399,15 @@ class TestFeatures:
 
   def test_products_need_linear_maps(self, refuse):
     assert "linear" in refuse(GREATS, num_candidates=16)
+
+  @pytest.mark.parametrize("alignment", ["linear_maps", "low_rank"])
+  def test_an_alignment_that_would_not_be_used(self, refuse, alignment):
+    target = c.TargetConfig(alignment=alignment)
+    message = refuse(GREATS, num_candidates=16, target=target)
+    assert f"target.alignment='{alignment}': with gradient_product" in message
+    second = policies.combine(selection=selection.in_run_shapley("second"))
+    message = refuse(second, draw="gumbel_top_k", target=target)
+    assert f"target.alignment='{alignment}': target_curvature is by all" in message
 
   def test_a_target_set_is_missing(self, fit, tmp_path):
     with pytest.raises(ValueError, match="observe target, which needs a target set"):

@@ -16,9 +16,9 @@ from jdc.models import hf, subsets
 from jdc.models.decoder import decoder
 from jdc.models.decoder_config import DecoderConfig
 from jdc.models.lora import LoraConfig
-from jdc.policies import DataPolicy, Decision, combine, mixture, ordering
+from jdc.policies import DataPolicy, Decision, combine, mixture, ordering, selection
+from jdc.train import command, loop, model_parts
 from jdc.train import config as c
-from jdc.train import loop, model_parts
 
 
 def flatten(params):
@@ -367,3 +367,31 @@ def test_packing_is_refused_with_everything_else_that_is_wrong(
     "domains fruit, metal, noise",
   ):
     assert words in str(error.value)
+
+
+def test_gradients_a_mixture_and_weights_act_in_one_run_of_adapters(
+  finetune_config, instruct_folder, assert_same, tmp_path
+):
+  """LESS, ODM and loss weights on an imported model; it resumes in the middle of a round."""
+  tasks = tmp_path / "tasks"
+  tasks.mkdir()
+  source = sorted(instruct_folder.glob("*.jsonl"))[0]
+  (tasks / source.name).write_text("".join(source.read_text().splitlines(keepends=True)[:8]))
+  config = dataclasses.replace(
+    finetune_config,
+    selection=c.policy(selection.less),
+    target=c.TargetConfig(folder=str(tasks), rows=4),
+    features=c.FeaturesConfig(size=64),
+    checkpoint=c.CheckpointConfig(every_steps=5),
+  )
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  whole.mkdir()
+  expected = loop.fit(command.build_run(config, str(whole)), str(whole))
+  assert expected.spec.feature_size == 64
+  shutil.copytree(whole, parts)
+  shutil.rmtree(parts / "checkpoints" / "9")  # goes on at step 5, in the second round of four
+  found = loop.fit(command.build_run(config, str(parts)), str(parts))
+  assert_same(found.state, expected.state)
+  assert_same(found.plan, expected.plan)
+  for file in ("metrics.jsonl", "example_ids.i32"):
+    assert (parts / file).read_bytes() == (whole / file).read_bytes()

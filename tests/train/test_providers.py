@@ -15,11 +15,13 @@ from jdc.data.batch import inputs_and_targets
 from jdc.data.loader import Batch, Pool
 from jdc.models.base import MESH_AXES
 from jdc.models.decoder import decoder
+from jdc.models.decoder_config import DecoderConfig
 from jdc.policies import DataPolicy, Decision, RunSpec, TargetStats, mixture, weighting
 from jdc.stats.embeddings import POOLINGS
 from jdc.stats.probes import probe_ids
 from jdc.stats.target_rows import TargetRows, choose_rows
 from jdc.train import loop, sharding, sources
+from jdc.train import passes as passes_lib
 from jdc.train import state as state_lib
 from jdc.train.config import LoggingConfig, ProbeConfig, TargetConfig
 from jdc.train.state import Reference
@@ -190,6 +192,73 @@ def test_reference_losses_are_those_of_the_reference(small_model, packed, accumu
 
 
 @functools.cache
+def chunked():
+  """A decoder whose losses come a few positions at a time."""
+  return decoder(
+    DecoderConfig(
+      vocab_size=V, width=16, num_layers=1, num_heads=2, num_kv_heads=2, mlp_width=32
+    ),
+    loss_chunk=33,
+  )
+
+
+@pytest.mark.parametrize(
+  ("packed", "weighted", "accumulation_steps"),
+  [(False, False, 1), (True, False, 4), (True, True, 1), (False, True, 4)],
+)
+def test_errors_come_with_the_losses_that_train(packed, weighted, accumulation_steps):
+  """EL2N of each example, from all its logits in float64; the step is the same without."""
+  batch, told = make_batch(packed), {}
+  options = StepOptions(
+    accumulation_steps=accumulation_steps,
+    weighted_slots=frozenset({"weighting"} if weighted else ()),
+  )
+  for fields in (("loss",), ("loss", "el2n", "example_id")):
+    chosen = policies.combine(mixture=recorder(*fields))
+    if weighted:
+      chosen = chosen._replace(weighting=weighting.loss_reweighting(burn_in_steps=0))
+    before, told[fields], output = take_step(chunked(), chosen, batch, options, devices=1)
+    assert not output.skipped
+  without, after = told.values()
+  for e, a in zip(*map(jax.tree.leaves, (without.params, after.params)), strict=True):
+    np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6)
+  found, inputs = jax.device_get(after.policies["mixture"]), inputs_of(batch)
+  np.testing.assert_allclose(
+    found["loss"], without.policies["mixture"]["loss"], rtol=1e-5, atol=1e-6
+  )
+  logits = chunked().logits(before.params, inputs.tokens, inputs.positions, inputs.segments)
+  logits = np.asarray(logits, np.float64)
+  p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+  p /= p.sum(axis=-1, keepdims=True)
+  p_target = np.take_along_axis(p, np.maximum(inputs.targets, 0)[..., None], -1)[..., 0]
+  error = np.sqrt((p**2).sum(axis=-1) - 2 * p_target + 1)
+  for place, example in enumerate(found["example_id"]):
+    row, segment = divmod(place, S) if packed else (place, 0)
+    own = error[row][inputs.mask[row] & (inputs.segments[row] == segment + 1)]
+    expected = own.mean() if example >= 0 else 0
+    np.testing.assert_allclose(found["el2n"][place], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["weighted", "look"])
+def test_errors_need_no_further_pass_over_the_output_matrix(form):
+  model, inputs = chunked(), inputs_of(make_batch())
+  params = model.init(jax.random.key(0))
+  rows, counts = passes_lib.Microbatch(make_batch(), inputs), []
+  for wanted in ({"loss"}, {"loss", "el2n"}):
+    passes = passes_lib.make_passes(model, None, frozenset(wanted))
+
+    def loss(params, passes=passes):
+      if form == "weighted":
+        return passes.weighted(params, rows, jnp.ones((B, T)))[:2]
+      seen, _ = passes.look(params, rows)
+      return jnp.sum(seen.token_loss * jnp.log1p(seen.token_loss)), seen
+
+    grad = jax.make_jaxpr(jax.grad(loss, has_aux=True))(params)
+    counts.append(str(grad).count("dot_general"))
+  assert counts[0] == counts[1]
+
+
+@functools.cache
 def target_rows(count=4):
   rng = np.random.default_rng(1)
   tokens = rng.integers(0, V, (count, T + 1)).astype(np.int32)
@@ -241,6 +310,38 @@ def test_target_alignment_is_with_the_gradient_of_rows_that_are_drawn_anew(
     assert found[-1] == 0  # padding
     seen += fitting
   assert len(set(seen)) > 1
+
+
+@pytest.mark.parametrize("average", ["token", "example"])
+@pytest.mark.parametrize("accumulation_steps", [1, 4])
+def test_alignment_by_linear_maps(deep, accumulation_steps, average):
+  """By the pass that trains, or one before it; the step itself stays as it is."""
+  batch, targets = make_batch(), target_rows()
+  chosen = policies.combine(mixture=recorder("target_alignment"))
+  params, found, drawn = [], [], len(targets.task)
+  for alignment in ("exact", "linear_maps"):
+    options = StepOptions(
+      average, accumulation_steps, num_target_rows=drawn, alignment=alignment
+    )
+    state, after, _ = take_step(deep, chosen, batch, options, targets=targets)
+    params.append(jax.device_get(after.params))
+    found.append(jax.device_get(after.policies["mixture"]["target_alignment"]))
+  maps = deep.linear_maps(state.params)
+  leaves = jax.tree_util.tree_leaves_with_path(state.params)
+  named = [("/".join(key.key for key in path), x.size) for path, x in leaves]
+  by_maps = np.concatenate([np.full(size, path in maps) for path, size in named])
+  assert 0 < by_maps.sum() < by_maps.size
+  sums, counts = gradient_rows(deep, state.params, batch.tokens, batch.segments)
+  examples = sums / np.maximum(counts, 1)[:, None]
+  sums, counts = gradient_rows(deep, state.params, targets.tokens, targets.segments)
+  target = sums.sum(axis=0) / counts.sum()
+  for aligned, chosen_numbers in zip(found, (np.ones_like(by_maps), by_maps), strict=True):
+    scale = np.abs(examples @ target).max()
+    expected = examples @ (target * chosen_numbers)
+    np.testing.assert_allclose(aligned, expected, rtol=0, atol=1e-5 * scale)
+  assert found[1][-1] == 0  # padding
+  for one, other in zip(*map(jax.tree.leaves, params), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 # DoReMi and the balance of experts.

@@ -1,5 +1,6 @@
 """Every selection runs a whole training job, and resumes bitwise in the middle of a round."""
 
+import dataclasses
 import math
 import shutil
 
@@ -17,32 +18,49 @@ from jdc.policies import mixture, selection, weighting
 from jdc.stats.directions import Adam, moments_of
 from jdc.train import checkpoint, loop, sources
 from jdc.train import features as features_lib
-from jdc.train.config import CheckpointConfig, FeaturesConfig, MeshConfig, TargetConfig
+from jdc.train.config import (
+  CheckpointConfig,
+  FeaturesConfig,
+  MeshConfig,
+  ProbeConfig,
+  ResponsesConfig,
+  TargetConfig,
+)
 from jdc.train.passes import REFERENCE
 from jdc.train.state import Params, Reference, Start, saved_part
 
 SAVED, NUM_STEPS = 5, 9
 ADAM = Adam(b1=0.9, b2=0.999, epsilon=1e-8)
+RESPONSES = ResponsesConfig(count=2, max_new_tokens=4, coefficients="dataflex")
 IN_STEP = {"num_candidates": 16}
 DRAWN = {"draw": "top_k", "top_k_fraction": 0.5}
 # Arguments of the factories, and what the plan of their run needs.
 CASES = {
   "cluster_less": ({"clusters": 4, "count": 2}, DRAWN),
+  "coincide": ({"count": 20, "clusters": 4}, {"draw": "top_k"}),
   "delta_loss": ({}, {"draw": "gumbel_top_k"}),
+  "el2n": ({}, DRAWN | {"sweep_rows": 24, "max_age": 2}),
   "from_file": ({"path": ""}, DRAWN),
+  "grand": ({}, DRAWN | {"sweep_rows": 24}),
   "greats": ({"products": "update_direction"}, IN_STEP),
   "icons": ({"share": 0.5}, DRAWN | {"sweep_rows": 24}),
+  "in_run_shapley": ({"order": "second"}, {"draw": "gumbel_top_k"}),
+  "infobatch": ({}, {"draw": "top_k"}),
   "less": ({"checkpoints": "sum"}, DRAWN | {"sweep_rows": 24, "max_age": 2}),
   "loss": ({}, {"draw": "multinomial", "sweep_rows": 24}),
+  "mates": ({}, {"draw": "gumbel_top_k", "probe": ProbeConfig(rows=2)}),
   "near": ({"count": 20}, {"draw": "top_k"}),
+  "nice": ({}, DRAWN | {"sweep_rows": 24}),
   "random": ({"fraction": 0.5}, {"draw": "gumbel_top_k"}),
   "rho_loss": ({}, IN_STEP),
+  "uds": ({"capacity": 20}, IN_STEP),
   "tsds": ({}, {"draw": "gumbel_top_k", "sweep_rows": 24}),
+  "zeroth_order": ({}, DRAWN),
 }
 
 
 @pytest.fixture(scope="module")
-def build(small_run, small_model):
+def build(small_run, small_model, rewarded):
   """Returns `build(selection, plan, **others)`, a short run with a target set."""
 
   def load(mesh):
@@ -51,6 +69,8 @@ def build(small_run, small_model):
   def build(chosen, plan, **fields):
     if chosen.selection.observes & REFERENCE:
       fields["reference"] = Reference(small_model, load, "reference")
+    if "target_reward" in chosen.selection.observes:
+      fields |= rewarded
     settings = {
       "num_steps": NUM_STEPS,
       "steps_per_round": 2,
@@ -59,7 +79,8 @@ def build(small_run, small_model):
       "checkpoint": CheckpointConfig(every_steps=SAVED),
       "adam": ADAM,
     }
-    return small_run(chosen, **settings | plan | fields)
+    run = small_run(chosen, **settings | plan | fields)
+    return run._replace(config=dataclasses.replace(run.config, responses=RESPONSES))
 
   return build
 
@@ -153,7 +174,66 @@ def test_less_sees_the_parameters_and_moments_at_the_start_of_the_round(build, t
   np.testing.assert_allclose(logits_N, np.max(by_task, axis=0), atol=2e-5)
 
 
-def test_less_composes_with_mixture_and_weighting(build, assert_same, tmp_path):
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_values_by_a_gradient_of_low_rank(build, assert_same, tmp_path, accumulation_steps):
+  """Of the last refresh, which is resumed; its share is in the log."""
+  config = DecoderConfig(
+    vocab_size=258, width=16, num_layers=2, num_heads=2, num_kv_heads=2, mlp_width=32
+  )
+  chosen = policies.combine(selection=selection.in_run_shapley())
+  run = build(
+    chosen,
+    {"draw": "gumbel_top_k"},
+    model=decoder(config),
+    target=TargetConfig(rows=6, every_steps=3, alignment="low_rank", alignment_rank=2),
+    accumulation_steps=accumulation_steps,
+    batch_size=8 * accumulation_steps,
+  )
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  expected = loop.fit(run, str(whole))
+  logged = metrics.read_metrics(whole)
+  shares = {
+    m["step"]: m["target/gradient_share"] for m in logged if "target/gradient_share" in m
+  }
+  assert sorted(shares) == [1, 4, 7]
+  assert all(0.1 < share < 1 for share in shares.values())
+  assert np.any(np.asarray(expected.state.policies["selection"].value_N))
+  shutil.copytree(whole, parts)
+  shutil.rmtree(parts / "checkpoints" / str(NUM_STEPS))
+  assert_same(loop.fit(run, str(parts)).state, expected.state)
+  assert (parts / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_a_gradient_of_full_rank_that_is_never_old_gives_the_values_of_linear_maps(
+  build, tmp_path
+):
+  config = DecoderConfig(
+    vocab_size=258, width=16, num_layers=2, num_heads=2, num_kv_heads=2, mlp_width=32
+  )
+  chosen = policies.combine(selection=selection.in_run_shapley())
+  found = {}
+  for alignment in ("linear_maps", "low_rank"):
+    run = build(
+      chosen,
+      {"draw": "gumbel_top_k", "steps_per_round": 100},
+      model=decoder(config),
+      target=TargetConfig(
+        rows=6, every_steps=1, alignment=alignment, alignment_rank=64, alignment_rows=1000
+      ),
+    )
+    state = loop.fit(run, str(tmp_path / alignment)).state
+    found[alignment] = np.asarray(state.policies["selection"].value_N)
+  expected = found["linear_maps"]
+  scale = np.abs(expected).max()
+  assert scale > 0
+  np.testing.assert_allclose(found["low_rank"], expected, rtol=0, atol=1e-5 * scale)
+  num_targets = len(sources.target_rows(run.config, chosen, run.domains, None).task)
+  last = metrics.read_metrics(tmp_path / "low_rank")[-1]
+  for way in ("forward", "backward"):
+    assert last[f"cost/extra_{way}_rows"] == NUM_STEPS * num_targets
+
+
+def test_less_composes_with_mixture_and_weighting(build, tmp_path):
   chosen = policies.combine(
     mixture=mixture.odm(warmup_steps=1),
     selection=selection.less(),

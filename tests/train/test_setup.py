@@ -148,8 +148,8 @@ REFUSED = {
     ["needs plan.num_candidates above batch_size=8, got 0"],
   ),
   "a statistic that no step has": (
-    observing("loss", "el2n", "reference_loss"), {},
-    ["mixture observes el2n; a step provides", "which needs a reference model"],
+    observing("loss", "score_age", "reference_loss"), {},
+    ["mixture observes score_age; a step provides", "which needs a reference model"],
   ),
   "a statistic that no round has": (
     observing("sampling_probability", scope="round"), {},
@@ -157,8 +157,17 @@ REFUSED = {
   ),
   "a statistic that no batch has": (
     observing(scope="round", observe=lambda stats, state: state,
-              observes_batch=frozenset({"el2n"})), {},
-    ["mixture observes el2n of a batch, which a step does not provide"],
+              observes_batch=frozenset({"score_age"})), {},
+    ["mixture observes score_age of a batch, which a step does not provide"],
+  ),
+  "logits of rows that no selection chose": (
+    observing("logit_projection"), {},
+    ["mixture observes logit_projection, which are told of the candidates of a step-scope"],
+  ),
+  "logits drawn otherwise": (
+    policies.combine(selection=selection.uds()),
+    {"num_candidates": 16, "candidate_draw": "gumbel_top_k"},
+    ["selection: uds must know which candidates are kept", "got 'gumbel_top_k'"],
   ),
   "an ordering by given scores": (
     policies.combine(ordering=ordering.sorting(observes=frozenset())), {},
@@ -181,6 +190,13 @@ def test_is_refused_before_anything_compiles(fit, tmp_path, name):
   missing = [part for part in named if part not in str(error.value)]
   assert not missing, str(error.value)
   assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_model_without_its_output_matrix_is_refused(fit, model_config, tmp_path):
+  model = decoder(model_config)._replace(output_matrix=None)
+  chosen = policies.combine(selection=selection.uds())
+  with pytest.raises(ValueError, match="both outputs and output_matrix"), nothing_compiles():
+    fit(tmp_path / "run", chosen, model=model, num_candidates=16)
 
 
 def test_a_vocabulary_larger_than_the_models_is_refused_once(fit, model_config, tmp_path):

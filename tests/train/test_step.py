@@ -276,6 +276,29 @@ def test_a_step_without_a_finite_loss_changes_nothing_but_the_policies():
   assert np.isfinite(np.asarray(after.policies["mixture"][0])).all()
 
 
+def test_a_selection_that_keeps_nothing_makes_no_update():
+  chosen = policies.combine(selection=choose_by_id(np.full(16, -np.inf)))
+  before, after, output = run_step(chosen, StepOptions(num_kept=8), make_batch(rows=16))
+  assert output.skipped
+  assert (after.step, after.skipped, after.skipped_in_row) == (1, 1, 1)
+  assert np.asarray(output.num_tokens_B).sum() == 0
+  jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+
+
+def test_weights_of_zero_make_no_update():
+  zero = DataPolicy(
+    lambda spec, key: (Decision(weights=jnp.ones(spec.batch_size)), ()),
+    lambda stats, state: (Decision(weights=jnp.zeros_like(stats.loss)), state),
+    frozenset({"loss"}),
+    "step",
+  )
+  options = StepOptions(weighted_slots=frozenset({"weighting"}))
+  before, after, output = run_step(policies.combine(weighting=zero), options, make_batch())
+  assert output.skipped
+  assert after.skipped_in_row == 1
+  jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+
+
 def test_learning_rate_counts_the_updates_that_were_made():
   schedule = optax.linear_schedule(1.0, 0.0, 10)
   mesh = sharding.make_mesh()

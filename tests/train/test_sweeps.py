@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from jdc import policies
-from jdc.policies import selection
+from jdc import metrics, policies
+from jdc.data.batch import inputs_and_targets
+from jdc.data.loader import Pool
+from jdc.policies import Decision, selection
 from jdc.stats import pool as pool_lib
 from jdc.stats.directions import Adam
 from jdc.stats.features_table import FeaturesTable
@@ -146,6 +148,45 @@ def test_offline_scores_are_those_of_the_round_that_a_checkpoint_begins(build, t
     for step in (1, 2)
   ]
   np.testing.assert_allclose(both.columns["score"], np.mean(each, axis=0), atol=1e-5)
+
+
+def test_errors_and_losses_of_the_pool_come_from_one_pass(build, sweeps, tmp_path):
+  run, by_loss = build(selection.el2n()), selection.loss()
+  mixture = by_loss._replace(
+    init=lambda spec, key: (Decision(), ()), update=lambda stats, state: (Decision(), state)
+  )
+  both = run._replace(policies=policies.combine(mixture=mixture, selection=selection.el2n()))
+  num_rows = loop.fit(both, str(tmp_path / "run")).spec.num_examples
+  assert len(sweeps) == 2  # one a round
+  lines = metrics.read_metrics(tmp_path / "run")
+  assert lines[-1]["cost/extra_forward_rows"] == 2 * num_rows
+  assert lines[-1]["cost/extra_backward_rows"] == 0
+
+  # Of the parameters that the run begins with.
+  scored = offline.score(run, str(tmp_path / "start"))
+  assert (scored.cost.forward, scored.cost.backward) == (num_rows, 0)
+  pool = Pool([domain.train for domain in run.domains.values()], 32)
+  tokens, segments = pool.rows(np.arange(num_rows), np.ones(num_rows, bool))
+  inputs = inputs_and_targets(tokens, segments)
+  params = jax.jit(run.model.init)(jax.random.key(run.config.seed))
+  logits = np.asarray(run.model.logits(params, inputs.tokens), np.float64)
+  p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+  p /= p.sum(axis=-1, keepdims=True)
+  p_target = np.take_along_axis(p, inputs.targets[..., None], -1)[..., 0]
+  error = np.sqrt((p**2).sum(axis=-1) - 2 * p_target + 1)
+  expected = (error * inputs.mask).sum(axis=1) / inputs.mask.sum(axis=1)
+  for column in ("el2n", "score"):
+    np.testing.assert_allclose(scored.columns[column], expected, rtol=1e-5)
+
+  # Several checkpoints are averaged.
+  folder = str(tmp_path / "run" / "checkpoints")
+  mean = offline.score(run, str(tmp_path / "mean"), folder, [1, 3]).columns["score"]
+  each = [
+    offline.score(build(selection.el2n("current")), str(tmp_path / "each"), folder, [step])
+    for step in (1, 3)
+  ]
+  expected = np.mean([found.columns["score"] for found in each], axis=0)
+  np.testing.assert_allclose(mean, expected, rtol=1e-5)
 
 
 def test_kept_features_serve_other_policies_and_targets(build, sweeps, tmp_path):

@@ -1,7 +1,7 @@
 """Embeddings that a file holds, of the pool and of the target set; arrays of a .npz."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,21 +23,25 @@ def read(path: str) -> Given:
       with rows of one width.
   """
   arrays = read_npz(path, ("pool", "target"))
-  wrong = [
-    f"{name} is {array.dtype} {list(array.shape)}"
-    for name, array in arrays.items()
-    if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "fiu"
-  ]
-  if wrong:
-    raise ValueError(
-      f"{path}: arrays must be of numbers, [rows, width], neither 0; {', '.join(wrong)}"
-    )
+  _check_shapes(path, arrays)
   with np.errstate(over="ignore"):  # to inf, a row that is not finite
     pool_NxD, target_MxD = (arrays[name].astype(np.float32) for name in ("pool", "target"))
   widths = pool_NxD.shape[1], target_MxD.shape[1]
   if widths[0] != widths[1]:
     raise ValueError(f"{path}: pool and target must have one width, got {widths}")
   return Given(pool_NxD, target_MxD)
+
+
+def read_pool(path: str) -> np.ndarray:
+  """Reads the array `pool` [N, D] of a .npz, f32; rows need not be finite.
+
+  Raises:
+    ValueError: as `read`.
+  """
+  pool = read_npz(path, ("pool",))["pool"]
+  _check_shapes(path, {"pool": pool})
+  with np.errstate(over="ignore"):
+    return pool.astype(np.float32)
 
 
 def read_npz(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -60,3 +64,15 @@ def read_npz(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
   if missing:
     raise ValueError(f"{path} has no {missing}; those there are: {sorted(there)}")
   return arrays
+
+
+def _check_shapes(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+  wrong = [
+    f"{name} is {array.dtype} {list(array.shape)}"
+    for name, array in arrays.items()
+    if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "fiu"
+  ]
+  if wrong:
+    raise ValueError(
+      f"{path}: arrays must be of numbers, [rows, width], neither 0; {', '.join(wrong)}"
+    )

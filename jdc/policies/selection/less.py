@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jdc.policies import checks
 from jdc.policies.base import DataPolicy, Decision, ExampleStats, RunSpec
+from jdc.policies.selection import running_mean
 from jdc.policies.selection.influence import (
   Aggregate,
   Direction,
@@ -16,20 +17,14 @@ from jdc.policies.selection.influence import (
   task_influence,
   task_sizes,
 )
+from jdc.policies.selection.running_mean import RunningMean
 
 Checkpoints = Literal["current", "sum"]
 
 
-class RunningInfluence(NamedTuple):
-  """The influence of each row of the pool, averaged over rounds."""
-
-  mean_NxS: jax.Array  # f32[N, S]; -inf until measured
-  weight_N: jax.Array  # f32[N], the learning rates of the rounds that swept a row, summed
-
-
 class LessState(NamedTuple):
   task_S: jax.Array  # i32[S], 0 to S - 1
-  running: RunningInfluence | None  # for `sum`
+  running: RunningMean | None  # for `sum`, over rounds weighted by their learning rates
 
 
 def less(
@@ -130,13 +125,10 @@ def less(
       "num_nonfinite_targets": jnp.int32(0),
     }
     decision = Decision(logits=jnp.zeros(spec.sweep_size, jnp.float32), metrics=metrics)
-    size, num_tasks = spec.num_examples, spec.num_tasks
-    running = RunningInfluence(
-      mean_NxS=jnp.full((size, num_tasks), -jnp.inf, jnp.float32),
-      weight_N=jnp.zeros(size, jnp.float32),
-    )
-    task_S = jnp.arange(num_tasks, dtype=jnp.int32)
-    return decision, LessState(task_S, running if checkpoints == "sum" else None)
+    task_S = jnp.arange(spec.num_tasks, dtype=jnp.int32)
+    if checkpoints == "current":
+      return decision, LessState(task_S, None)
+    return decision, LessState(task_S, running_mean.empty(spec.num_examples, spec.num_tasks))
 
   def score(stats: ExampleStats, state: LessState) -> jax.Array:
     assert stats.target is not None
@@ -152,7 +144,9 @@ def less(
     influence_C = aggregate_tasks(score_CxS, size_S, aggregate)
     eligible_C = real_C & jnp.isfinite(influence_C)
     if state.running is not None:
-      running = _add(state.running, stats, score_CxS)
+      rate = stats.learning_rate.astype(jnp.float32)
+      told = stats.example_id, stats.score_age, score_CxS
+      running = running_mean.add(state.running, *told, rate)
       state = state._replace(running=running)
       influence_C = aggregate_tasks(running.mean_NxS[stats.example_id], size_S, aggregate)
       eligible_C &= jnp.isfinite(influence_C)
@@ -168,26 +162,3 @@ def less(
   if checkpoints == "sum":
     observes |= {"learning_rate", "score_age"}
   return DataPolicy(init, update, frozenset(observes), scope="round", score=score)
-
-
-def _add(
-  running: RunningInfluence, stats: ExampleStats, score_CxS: jax.Array
-) -> RunningInfluence:
-  """Returns the running means after a round's scores."""
-  size = running.weight_N.shape[0]
-  fresh_C = (stats.example_id >= 0) & (stats.score_age == 0)
-  fresh_C = fresh_C & ~jnp.any(jnp.isnan(score_CxS), axis=1)
-  row_C = jnp.where(fresh_C, stats.example_id, size)  # past the end: dropped
-  mean_CxS = running.mean_NxS[jnp.minimum(row_C, size - 1)]
-  rate = stats.learning_rate.astype(jnp.float32)
-  weight_C = running.weight_N[jnp.minimum(row_C, size - 1)] + rate
-  share_C = jnp.where(weight_C > 0, rate / weight_C, 1.0)
-  # As a mean, not a sum: what a round says of one task does not depend on the other tasks.
-  known_CxS, told_CxS = jnp.isfinite(mean_CxS), jnp.isfinite(score_CxS)
-  moved_CxS = mean_CxS + share_C[:, None] * (score_CxS - mean_CxS)
-  moved_CxS = jnp.where(known_CxS, moved_CxS, score_CxS)
-  mean_CxS = jnp.where(told_CxS, moved_CxS, mean_CxS)
-  return RunningInfluence(
-    running.mean_NxS.at[row_C].set(mean_CxS, mode="drop"),
-    running.weight_N.at[row_C].set(weight_C, mode="drop"),
-  )

@@ -1,6 +1,7 @@
 """Files of scores by example: Parquet, .npz and .npy."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,6 +94,20 @@ def _check_there(path: str, names: Sequence[str], there: Sequence[str]) -> None:
   missing = [name for name in names if name not in there]
   if missing:
     raise ValueError(f"{path} has no columns {missing}; those there are: {sorted(there)}")
+
+
+def write_parquet(path: Path, table: Any, described: Mapping[str, Any]) -> None:
+  """Writes a `pyarrow.Table`, whole or not at all, with the metadata entry `jdc`."""
+  import pyarrow.parquet as pq
+
+  table = table.replace_schema_metadata({"jdc": json.dumps(described)})
+  partial = path.with_name(f".{path.name}.{os.getpid()}")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    pq.write_table(table, partial)
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)
 
 
 def _fingerprint(metadata: Mapping[bytes, bytes] | None, path: str) -> str:
