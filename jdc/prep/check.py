@@ -1,0 +1,170 @@
+"""Whether a plan can run: operators, parameters, their order; all that is wrong, at once."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jdc.prep import ops, problems, stages
+from jdc.prep.catalog import Operator
+from jdc.prep.spec import OutputSpec, PlanSpec, StepSpec, content_hash
+from jdc.prep.store import hash_file
+
+
+def step_problems(step: StepSpec, number: int) -> list[str]:
+  """Returns what is wrong with a step by itself."""
+  steps = {name: o for name, o in ops.OPERATORS.items() if o.kind != "signals"}
+  if step.op not in steps:
+    if step.op in ops.OPERATORS:
+      return [f"step {number}: {step.op} only measures; a rule that reads it runs it"]
+    hint = problems.suggestion(step.op, steps)
+    return [f"step {number}: unknown operator {step.op!r}{hint}"]
+  return ops.OPERATORS[step.op].check(step.params, f"step {number} ({step.op})")
+
+
+def order_problems(plan: PlanSpec) -> list[str]:
+  """Returns which steps cannot stand where they do."""
+  found: list[str] = []
+  before: list[tuple[int, Operator]] = []
+  provided = {"text", "fields"}
+  for number, step in enumerate(plan.step, start=1):
+    operator = ops.OPERATORS.get(step.op)
+    if operator is None:
+      continue
+    for earlier, held in before:
+      why = operator.not_after.get(held.name)
+      if why:
+        found.append(
+          f"step {number} ({step.op}) cannot come after step {earlier} ({held.name}): {why}"
+        )
+    for column in operator.needs:
+      if column not in provided:
+        makers = [o.name for o in ops.OPERATORS.values() if column in o.provides]
+        found.append(
+          f"step {number} ({step.op}) needs the column {column!r}, which nothing before it "
+          f"provides; {', '.join(makers) or 'no operator'} does"
+        )
+    provided |= set(operator.provides)
+    before.append((number, operator))
+  return found
+
+
+def remarks(plan: PlanSpec) -> list[str]:
+  """Returns what could be better in the order of the steps."""
+  found = []
+  ranked = [(n, s.op, ops.OPERATORS[s.op].stage_rank) for n, s in enumerate(plan.step, 1)]
+  for (_, name, rank), (number, other, other_rank) in itertools.pairwise(ranked):
+    if other_rank < rank:
+      found.append(f"step {number} ({other}) usually comes before {name}, which costs more")
+  return found
+
+
+def resolve(plan: PlanSpec, root: Path) -> list[stages.Step]:
+  """Returns the steps of a plan with all their parameters.
+
+  Args:
+    plan: the plan.
+    root: the folder that relative paths start at.
+
+  Raises:
+    ValueError: lists all that is wrong with operators, parameters, files and order.
+  """
+  found: list[str] = []
+  for number, step in enumerate(plan.step, start=1):
+    found += step_problems(step, number)
+  found += order_problems(plan)
+  found += output_problems(plan, root)
+  problems.raise_all(found, "plan")
+  steps = [
+    stages.make_step(number, step.op, step.params, str(root))
+    for number, step in enumerate(plan.step, start=1)
+  ]
+  problems.raise_all(_missing_files(steps), "plan")
+  return steps
+
+
+def _missing_files(steps: Sequence[stages.Step]) -> list[str]:
+  return [
+    f"step {step.number} ({step.op}): {path}: no such file"
+    for step in steps
+    for path in step.files()
+    if not Path(path).is_file()
+  ]
+
+
+def output_at(output: OutputSpec, root: Path) -> OutputSpec:
+  """Returns how output is written, the tokenizer's path as it can be opened."""
+  name = output.tokens.get("tokenizer", "bytes")
+  if output.format != "tokens" or name == "bytes":
+    return output
+  held = {**output.tokens, "tokenizer": str(root / name)}
+  return output.model_copy(update={"tokens": held})
+
+
+def output_problems(plan: PlanSpec, root: Path) -> list[str]:
+  """Returns what is wrong with the options of token shards."""
+  output = plan.output
+  if output.format != "tokens":
+    return ["output.tokens: only for format='tokens'"] if output.tokens else []
+  from jdc.prep.sinks.tokens import TokenOptions
+
+  known = [field.name for field in dataclasses.fields(TokenOptions)]
+  found = problems.unknown_keys(output.tokens, known, "output.tokens")
+  if "tokenizer" not in output.tokens:
+    found.append("output.tokens: tokenizer must be given, a file, a folder, or 'bytes'")
+  if found:
+    return found
+  held = output_at(output, root).tokens
+  if held["tokenizer"] != "bytes" and not Path(held["tokenizer"]).exists():
+    found.append(f"output.tokens: {held['tokenizer']}: no such tokenizer")
+  try:
+    TokenOptions(**held)
+  except (TypeError, ValueError) as error:
+    found += [f"output.tokens: {line}" for line in str(error).splitlines()]
+  return found
+
+
+def output_code(output: OutputSpec, root: Path) -> str:
+  """Returns a hash of what writes output, and of the tokenizer's files."""
+  if output.format != "tokens":
+    return stages.code_hash("jdc.prep.sinks.documents")
+  tokenizer = Path(output_at(output, root).tokens["tokenizer"])
+  files = sorted(tokenizer.glob("*.json")) if tokenizer.is_dir() else [tokenizer]
+  held = [hash_file(path) for path in files if path.is_file()]
+  return content_hash([stages.code_hash("jdc.prep.sinks.tokens"), held])
+
+
+def essence(plan: PlanSpec, root: Path) -> dict[str, Any]:
+  """Returns what changes the output of a plan, with defaults: input, steps and output."""
+  return {
+    "jdc_pipeline": plan.jdc_pipeline,
+    "input": plan.input.model_dump(mode="json"),
+    "steps": {
+      f"{step.number} {step.op}": json.loads(step.params) for step in resolve(plan, root)
+    },
+    "output": plan.output.model_dump(mode="json"),
+  }
+
+
+def describe(plan: PlanSpec, root: Path) -> str:
+  """Returns a plan in words: its steps with all parameters, why they are there, remarks."""
+  lines = [f"goal: {plan.goal or 'none given'}", f"plan_hash: {plan_hash(plan, root)}"]
+  for step, given in zip(resolve(plan, root), plan.step, strict=True):
+    lines.append(f"{step.number}. {step.op} ({step.operator.kind}): {step.operator.summary}")
+    lines.append(f"   {step.params}")
+    if given.why:
+      lines.append(f"   why: {given.why}")
+  lines += [f"remark: {line}" for line in remarks(plan)]
+  for name, bounds in plan.expect.items():
+    lines.append(f"expects {name} in [{bounds.min}, {bounds.max}]")
+  return "\n".join(lines)
+
+
+def plan_hash(plan: PlanSpec, root: Path) -> str:
+  """Returns the hash of what changes the output: input, steps and output, with defaults.
+
+  Goal, reasons, expectations and provenance do not count, nor do the contents of files.
+  """
+  return content_hash(essence(plan, root))

@@ -1,0 +1,65 @@
+"""Case-folded text with single spaces, which exact duplicates are told by."""
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from jdc.prep.kernels.hashes import CODE, KIND, SPACE, decode, entry
+
+
+@numba.njit(cache=True, nogil=True)
+def normal_text(
+  offsets: np.ndarray, data: np.ndarray, fold: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (offsets i64[n+1], bytes u8[m]) of the texts, case-folded, with single spaces.
+
+  White space at the ends goes. A folded letter may take a byte more than it did.
+  """
+  count = len(offsets) - 1
+  new_offsets = np.zeros(count + 1, np.int64)
+  out = np.empty((offsets[-1] - offsets[0]) * 3 // 2 + 4, np.uint8)
+  code: Any
+  space: Any
+  end: Any = np.int64(0)
+  for n in range(count):
+    i, stop, begin, space = offsets[n], offsets[n + 1], end, False
+    while i < stop:
+      code, size = np.int64(data[i]), 1
+      if code >= 128:
+        code, size = decode(data, i, stop)
+      i += size
+      value = entry(fold, code)
+      if value >> KIND == SPACE:
+        space = end > begin
+        continue
+      if space:
+        out[end] = 32
+        end += 1
+        space = False
+      if code < len(fold):
+        code = np.int64(value & CODE)
+      end = encode(out, end, code)
+    new_offsets[n + 1] = end
+  return new_offsets, out[:end]
+
+
+@numba.njit(cache=True, nogil=True)
+def encode(out: np.ndarray, end: int, code: int) -> int:
+  """Writes a code point as UTF-8 to out[end:]; returns the end of what it wrote."""
+  if code < 0x80:
+    out[end] = code
+    return end + 1
+  if code < 0x800:
+    out[end] = 0xC0 | code >> 6
+  elif code < 0x10000:
+    out[end] = 0xE0 | code >> 12
+  else:
+    out[end] = 0xF0 | code >> 18
+    end += 1
+    out[end] = 0x80 | code >> 12 & 63
+  if code >= 0x800:
+    end += 1
+    out[end] = 0x80 | code >> 6 & 63
+  out[end + 1] = 0x80 | code & 63
+  return end + 2

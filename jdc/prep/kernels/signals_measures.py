@@ -1,0 +1,197 @@
+"""What single words, lines and paragraphs of a scanned document add to its signals."""
+
+import numba
+import numpy as np
+
+from jdc.prep.kernels import signals_ngrams as ngrams
+from jdc.prep.kernels import tokenise
+from jdc.prep.kernels import tokenise_classes as classes
+from jdc.prep.kernels import tokenise_stop_words as stop_words
+from jdc.prep.kernels.tokenise import AFTER, END, FIRST, JAVASCRIPT, PARAGRAPH, START, WORD
+
+SHORT_LINE = 30  # characters
+
+# Entries of what `of_words` writes.
+WORD_CHARS, NONSYM, SPACED, SPACED_CHARS, ALPHA, SENTENCES, LOREM = range(7)
+NUM_OF_WORDS = 7
+# Entries of what `of_lines` writes.
+BULLETS, ELLIPSES, ENDED, SHORT, SCRIPTS = range(5)
+REPEATED, REPEATED_CHARS, PARAGRAPHS_REPEATED, PARAGRAPHS_CHARS = range(5, 9)
+NUM_OF_LINES = 9
+
+_ALPHA, _WORDY, _UNSPACED = classes.ALPHA, classes.WORDY, classes.UNSPACED
+_ENDS_LINE, _ENDS_SENTENCE = classes.ENDS_LINE, classes.ENDS_SENTENCE
+_CLOSES, _BULLET, _LONE = classes.CLOSES, classes.BULLET, classes.LONE_BULLET
+_GOLDEN, _SHIFT = stop_words.GOLDEN, stop_words.SHIFT
+_MAX_STOP = stop_words.MAX_BYTES
+_SLOTS = np.uint64(1023)
+_PARAGRAPH = np.uint64(0xD6E8FEB86659FD93)
+_LOREM = np.frombuffer(b"lorem", np.uint8)
+_IPSUM = np.frombuffer(b"ipsum", np.uint8)
+
+jit = numba.njit(cache=True, nogil=True)
+
+
+@jit
+def _before(data: np.ndarray, i: int) -> int:
+  """Returns where the character that ends before byte i begins."""
+  i -= 1
+  while data[i] & 0xC0 == 0x80:
+    i -= 1
+  return i
+
+
+@jit
+def _kind(data: np.ndarray, i: int, table: np.ndarray) -> np.uint16:
+  return table[tokenise.decode(data, i)[0]]
+
+
+@jit
+def _ends_sentence(data: np.ndarray, start: int, end: int, table: np.ndarray) -> bool:
+  while end > start:
+    end = _before(data, end)
+    kind = _kind(data, end, table)
+    if kind & _ENDS_SENTENCE:
+      return True
+    if not kind & _CLOSES:
+      return False
+  return False
+
+
+@jit
+def _stop_key(
+  data: np.ndarray, start: int, end: int, table: np.ndarray, lower: np.ndarray
+) -> np.uint64:
+  """Returns the bytes of a word in lower case, without the symbols around it; 0 if too long."""
+  key = np.uint64(0)
+  while start < end and not _kind(data, start, table) & _WORDY:
+    start += tokenise.decode(data, start)[1]
+  while start < end:
+    last = _before(data, end)
+    if _kind(data, last, table) & _WORDY:
+      break
+    end = last
+  if end - start > _MAX_STOP:
+    return key
+  i = start
+  while i < end:
+    c = np.uint64(data[i])
+    if 0x41 <= c <= 0x5A:
+      c |= np.uint64(0x20)
+    if 0xC0 <= c < 0xE0:
+      low = np.uint64(lower[tokenise.decode(data, i)[0]])
+      key = key << np.uint64(8) | np.uint64(0xC0) | low >> np.uint64(6)
+      c = np.uint64(0x80) | low & np.uint64(0x3F)
+      i += 1
+    key = key << np.uint64(8) | c
+    i += 1
+  return key
+
+
+@jit
+def of_words(
+  data: np.ndarray,
+  a: int,
+  words: int,
+  table: np.ndarray,
+  lower: np.ndarray,
+  stop_keys: np.ndarray,
+  stop_masks: np.ndarray,
+  spans: np.ndarray,
+  kinds: np.ndarray,
+  result: np.ndarray,
+  stops: np.ndarray,
+) -> None:
+  """Writes counts over words, i64[NUM_OF_WORDS], and the stop words met, bits in u64[2]."""
+  result[:] = 0
+  stops[:] = 0
+  after_lorem = False
+  for w in range(words):
+    start, end = a + spans[w, START], a + spans[w, END]
+    kind = kinds[w]
+    characters = spans[w, AFTER] - spans[w, FIRST]
+    result[WORD_CHARS] += characters
+    if kind & _WORDY:
+      result[NONSYM] += 1
+      if not kind & _UNSPACED:
+        result[SPACED] += 1
+        result[SPACED_CHARS] += characters
+    if kind & _ALPHA:
+      result[ALPHA] += 1
+    if kind & _ENDS_SENTENCE and _ends_sentence(data, start, end, table):
+      result[SENTENCES] += 1
+    if after_lorem and tokenise.matches(data, start, end, _IPSUM):
+      result[LOREM] += 1
+    after_lorem = data[end - 1] | 0x20 == 0x6D and end - start >= _LOREM.size
+    after_lorem = after_lorem and tokenise.matches(data, end - _LOREM.size, end, _LOREM)
+    if kind & _WORDY:
+      key = _stop_key(data, start, end, table, lower)
+      slot = (key * _GOLDEN) >> _SHIFT
+      while key and stop_keys[slot]:
+        if stop_keys[slot] == key:
+          stops[0] |= stop_masks[slot, 0]
+          stops[1] |= stop_masks[slot, 1]
+          break
+        slot = (slot + np.uint64(1)) & _SLOTS
+
+
+@jit
+def _is_bullet(data: np.ndarray, a: int, span: np.ndarray, table: np.ndarray) -> bool:
+  kind = _kind(data, a + span[START], table)
+  return bool(kind & _BULLET or (kind & _LONE and span[AFTER] - span[FIRST] == 1))
+
+
+@jit
+def _is_ellipsis(data: np.ndarray, start: int, end: int) -> bool:
+  if end - start < 3:
+    return False
+  x, y, z = data[end - 3], data[end - 2], data[end - 1]
+  return (x == 0x2E and y == 0x2E and z == 0x2E) or (x == 0xE2 and y == 0x80 and z == 0xA6)
+
+
+@jit
+def of_lines(
+  data: np.ndarray,
+  a: int,
+  words: int,
+  number: int,
+  classes_table: np.ndarray,
+  spans: np.ndarray,
+  hashes: np.ndarray,
+  lines: np.ndarray,
+  table: np.ndarray,
+  epoch: np.uint64,
+  result: np.ndarray,
+) -> None:
+  """Writes counts over lines and paragraphs, i64[NUM_OF_LINES].
+
+  Two lines are equal when their words are, two paragraphs when their lines are.
+  """
+  result[:] = 0
+  mask = ngrams.slot_mask(2 * number)
+  key, begin = np.uint64(0), 0
+  for k in range(number):
+    first = lines[k, WORD]
+    last = (lines[k + 1, WORD] if k + 1 < number else words) - 1
+    start, end = a + spans[last, START], a + spans[last, END]
+    result[BULLETS] += _is_bullet(data, a, spans[first], classes_table)
+    result[ELLIPSES] += _is_ellipsis(data, start, end)
+    result[ENDED] += bool(_kind(data, _before(data, end), classes_table) & _ENDS_LINE)
+    result[SCRIPTS] += lines[k, JAVASCRIPT]
+    line = np.uint64(0)
+    for w in range(first, last + 1):
+      line = tokenise.combine(line, hashes[w])
+    characters = spans[last, AFTER] - spans[first, FIRST]
+    result[SHORT] += characters <= SHORT_LINE
+    if ngrams.first_index(table, mask, epoch, line, k) != k:
+      result[REPEATED] += 1
+      result[REPEATED_CHARS] += characters
+    if k == 0 or lines[k, PARAGRAPH] != lines[k - 1, PARAGRAPH]:
+      key, begin = _PARAGRAPH, first
+    key = tokenise.combine(key, line)
+    if k + 1 < number and lines[k + 1, PARAGRAPH] == lines[k, PARAGRAPH]:
+      continue
+    # One table holds both kinds: they begin from different seeds.
+    if ngrams.first_index(table, mask, epoch, key, number + k) != number + k:
+      result[PARAGRAPHS_REPEATED] += 1
+      result[PARAGRAPHS_CHARS] += spans[last, AFTER] - spans[begin, FIRST]

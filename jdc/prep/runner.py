@@ -1,0 +1,317 @@
+"""Runs a plan: what is not committed yet is done, shard by shard, and committed."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jdc.prep import check, engine, expect, manifest, stages, store, tasks
+from jdc.prep.batches import Piece
+from jdc.prep.readers import files
+from jdc.prep.spec import PlanSpec, content_hash
+from jdc.prep.stages import Link, Phase
+from jdc.prep.store import Written
+from jdc.prep.tables import View
+
+_LOG = logging.getLogger(__name__)
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Shard:
+  """How far a shard has come."""
+
+  pieces: tuple[Piece, ...]
+  view: View | None = None
+  at: int = 0  # the next link of the present phase
+
+
+class Run:
+  """One run of a plan in a folder.
+
+  Args:
+    plan: what to do.
+    output: the folder of the run: empty, or that of an earlier run.
+    root: the folder that relative paths of the plan start at.
+    workers: processes, or tasks at a time.
+    engine_name: `inline`, `daft` or `ray`.
+    keep_dropped: whether `dropped/` has the texts, too.
+    report: whether samples are measured and `report.html` is drawn; samples are measured, too,
+      where the plan expects something of them.
+  """
+
+  def __init__(
+    self,
+    plan: PlanSpec,
+    output: str | Path,
+    *,
+    root: str | Path = ".",
+    workers: int = 1,
+    engine_name: str = "inline",
+    keep_dropped: bool = False,
+    report: bool = True,
+  ):
+    self.plan, self.folder = plan, Path(output).absolute()
+    self.root = Path(root).absolute()
+    self.steps = check.resolve(plan, self.root)
+    self.phases = stages.compile_plan(
+      self.steps, plan.input, plan.output, keep_dropped=keep_dropped
+    )
+    self.files = files.find(plan.input, self.root)
+    files.check_readable(self.files, plan.input)
+    expect.check_names(plan)
+    self.engine_name, self.workers, self.report = engine_name, workers, report
+    self.records: list[Record] = []  # of all that the result consists of
+    self.reused = self.done = 0
+    self._decisions: dict[int, dict[int, dict[str, Any]]] = {}  # step -> shard -> files
+    self._resources: dict[int, dict[str, Any]] = {}
+
+  def execute(self) -> dict[str, Any]:
+    """Does what is not done yet; returns the manifest.
+
+    Raises:
+      ValueError: if another run holds the folder, or the input cannot be read.
+      OSError: if the disk is full; the same command goes on where it stopped.
+      RuntimeError: if documents are not accounted for.
+    """
+    begin = time.monotonic()
+    with store.lock(self.folder):
+      store.remove_partial(self.folder)
+      self._commits = store.Commits(self.folder)
+      self._engine = engine.open_engine(self.engine_name, self.workers)
+      try:
+        indexes = self._index()
+        self.shards = [Shard(pieces) for pieces in files.shards(indexes, self.plan.input)]
+        for phase in self.phases:
+          self._run_phase(phase, self.shards)
+        outputs = self._write_output(self.shards)
+        self.reused = len(self.records) + len(outputs) - self.done
+        return manifest.finish(self, indexes, outputs, time.monotonic() - begin)
+      finally:
+        self._engine.close()
+        self._commits.close()
+
+  def _index(self) -> list[files.FileIndex]:
+    """Passes over input files that are new or changed."""
+    spec = self.plan.input
+    found: dict[int, files.FileIndex] = {}
+    waiting: list[tuple[int, str]] = []
+    for number, file in enumerate(self.files):
+      key = _index_key(file, self.plan)
+      record = self._commits.find(key)
+      if record is None:
+        waiting.append((number, key))
+      else:
+        found[number] = _loaded_index(record["index"], file)
+    groups = [[tasks.IndexTask(self.files[number], spec)] for number, _ in waiting]
+    for group, _, index in self._engine.run(groups):
+      number, key = waiting[group]
+      saved = {"key": key, "name": "index", "files": {}, "index": _saved_index(index)}
+      self._commits.add(saved)
+      found[number] = index
+    return [found[number] for number in range(len(self.files))]
+
+  def _run_phase(self, phase: Phase, shards: Sequence[Shard]) -> None:
+    for shard in shards:
+      shard.at = 0
+    while True:
+      for number, shard in enumerate(shards):
+        self._walk(phase, number, shard)
+      waiting = [n for n, shard in enumerate(shards) if shard.at < len(phase.links)]
+      if not waiting:
+        break
+      groups = self._groups(phase, waiting, shards)
+      for _, _, records in self._engine.run(groups):
+        for record in records:
+          self._commit(record)
+    if phase.step is not None:
+      self._decide(phase, shards)
+
+  def _walk(self, phase: Phase, number: int, shard: Shard) -> None:
+    """Goes over links that are committed."""
+    while shard.at < len(phase.links):
+      link = phase.links[shard.at]
+      key = self._key(link, number, shard)
+      record = self._commits.find(key)
+      if record is None:
+        return
+      self.records.append({**record, "link_kind": link.kind, "shard": number})
+      written = {name: Written(*file) for name, file in record["files"].items()}
+      if "text" in written:
+        shard.view = View(written["text"])
+      elif "mask" in written:
+        assert shard.view is not None
+        shard.view = View(shard.view.text, written["mask"])
+      shard.at += 1
+
+  def _key(self, link: Link, number: int, shard: Shard) -> str:
+    inputs = shard.view.hashes if shard.view else tasks.piece_hashes(shard.pieces)
+    return tasks.link_key(link, inputs, self._decided(number), self._resources)
+
+  def _decided(self, shard: int) -> dict[int, dict[str, Any]]:
+    return {step: held[shard] for step, held in self._decisions.items() if shard in held}
+
+  def _groups(
+    self, phase: Phase, waiting: Sequence[int], shards: Sequence[Shard]
+  ) -> list[list[tasks.Task]]:
+    """Returns the next tasks; those that go through one compressed file are a group."""
+    groups: list[list[tasks.Task]] = []
+    last: tuple[str, int] | None = None
+    for number in waiting:
+      shard = shards[number]
+      task = self._chain(phase, number, shard)
+      opened = shard.pieces[0]
+      follows = (opened.path, opened.start)
+      goes_on = shard.view is None and opened.compression and last == follows
+      if goes_on:
+        groups[-1].append(task)
+      else:
+        groups.append([task])
+      last = (shard.pieces[-1].path, shard.pieces[-1].end)
+    return groups
+
+  def _chain(self, phase: Phase, number: int, shard: Shard) -> tasks.ChainTask:
+    links = phase.links[shard.at :]
+    masking = 0
+    while masking < len(links) and links[masking].kind in ("select", "apply"):
+      masking += 1
+    # Masks by themselves first: where they come out as before, what follows is there already.
+    if masking:
+      links = links[:masking]
+    return tasks.ChainTask(
+      root=str(self.folder),
+      shard=number,
+      links=tuple(links),
+      view=shard.view,
+      pieces=shard.pieces if shard.view is None else (),
+      spec=self.plan.input,
+      decisions=self._decided(number),
+      resources=self._resources,
+    )
+
+  def _commit(self, record: Record) -> None:
+    self._commits.add(record)
+    self.done += 1
+
+  def _decide(self, phase: Phase, shards: Sequence[Shard]) -> None:
+    """Decides a global step, unless its tables are as before."""
+    step = phase.step
+    assert step is not None
+    name = phase.links[-1].name
+    keys, views = [], []
+    for number, shard in enumerate(shards):
+      keys.append(self._written(number, "keys"))
+      assert shard.view is not None
+      views.append(shard.view)
+    inputs: list[Any] = [sorted((n, f.sha256) for n, f in held.items()) for held in keys]
+    inputs += [view.hashes for view in views]
+    key = content_hash(["decide", step.identity, phase.links[-1].code, inputs])
+    if self._commits.find(key) is None:
+      task = tasks.DecideTask(str(self.folder), step, name, tuple(keys), tuple(views))
+      for _, _, made in self._engine.run([[task]]):
+        self._commit({"key": key, **made})
+    record = self._commits.find(key)
+    assert record is not None
+    self.records.append({**record, "link_kind": "decide", "shard": -1})
+    written = {n: Written(*file) for n, file in record["files"].items()}
+    if step.operator.rewrites:
+      self._resources[step.number] = written
+      return
+    held: dict[int, dict[str, Any]] = {n: {} for n in range(len(shards))}
+    for place, file in written.items():
+      number, _, array = place.partition(".")
+      held[int(number)][array] = file
+    for found in held.values():
+      found["reasons"] = record["reasons"]
+    self._decisions[step.number] = held
+
+  def _written(self, shard: int, kind: str) -> dict[str, Written]:
+    """Returns the files of the last link of a kind, of a shard."""
+    for record in reversed(self.records):
+      if record["shard"] == shard and record["link_kind"] == kind:
+        return {name: Written(*file) for name, file in record["files"].items()}
+    raise LookupError(f"shard {shard} has no {kind}")
+
+  def _write_output(self, shards: Sequence[Shard]) -> list[Record]:
+    """Writes the files of training data that are not there yet."""
+    made = list(self._output_tasks(shards))
+    missing = [task for task in made if self._commits.find(task.key) is None]
+    if missing or not manifest.is_complete(self.folder):
+      manifest.mark_running(self.folder)
+    for _, _, record in self._engine.run([[task] for task in missing]):
+      self._commit(record)
+    found = []
+    for task in made:
+      record = self._commits.find(task.key)
+      assert record is not None
+      found.append({**record, "link_kind": "output"})
+    return found
+
+  def _output_tasks(self, shards: Sequence[Shard]) -> Iterator[tasks.OutputTask]:
+    """Joins consecutive pieces of a domain to files of at most `shard_mb` of text."""
+    most = self.plan.output.shard_mb * (1 << 20)
+    code = check.output_code(self.plan.output, self.root)
+    tally = [record for record in self.records if record["link_kind"] == "tally"]
+    tallies = {record["shard"]: record["info"]["pieces"] for record in tally}
+    domains = sorted({domain for pieces in tallies.values() for domain in pieces})
+    for domain in domains:
+      number, size = 0, 0  # bytes of the text of `parts`
+      parts: list[tuple[View, int, int]] = []
+      for shard, held in enumerate(shards):
+        first = 0
+        for rows, length in tallies[shard].get(domain, ()):
+          if parts and size + length > most:
+            yield self._output(domain, number, parts, size, code)
+            number, size, parts = number + 1, 0, []
+          assert held.view is not None
+          if rows:
+            parts.append((held.view, first, rows))
+          first, size = first + rows, size + length
+      if parts:
+        yield self._output(domain, number, parts, size, code)
+
+  def _output(
+    self,
+    domain: str,
+    number: int,
+    parts: Sequence[tuple[View, int, int]],
+    size: int,
+    code: str,
+  ) -> tasks.OutputTask:
+    spec = check.output_at(self.plan.output, self.root)
+    return tasks.OutputTask(str(self.folder), domain, number, spec, tuple(parts), size, code)
+
+
+def run(plan: PlanSpec, output: str | Path, **options: Any) -> dict[str, Any]:
+  """Runs a plan and returns the manifest; see `Run` for the options."""
+  return Run(plan, output, **options).execute()
+
+
+def _index_key(file: files.InputFile, plan: PlanSpec) -> str:
+  status = Path(file.path).stat()
+  spec = plan.input
+  return content_hash(
+    [
+      "index",
+      list(file),
+      status.st_size,
+      status.st_mtime_ns,
+      [spec.task_mb, spec.text_column, spec.document],
+      stages.code_hash("jdc.prep.readers.files"),
+    ]
+  )
+
+
+def _saved_index(index: files.FileIndex) -> dict[str, Any]:
+  return {
+    **index._asdict(),
+    "file": list(index.file),
+    "pieces": [[list(piece), size] for piece, size in index.pieces],
+  }
+
+
+def _loaded_index(value: Mapping[str, Any], file: files.InputFile) -> files.FileIndex:
+  pieces = tuple((Piece(*piece), size) for piece, size in value["pieces"])
+  return files.FileIndex(**{**value, "file": file, "pieces": pieces})

@@ -1,0 +1,1 @@
+"""What a pipeline writes: documents, token shards, the card of a data set."""

@@ -1,0 +1,297 @@
+"""A plan as links of chains: what one pass over a shard does, and where all must meet."""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jdc.prep.ops as ops
+from jdc.prep.catalog import Operator, Params
+from jdc.prep.spec import InputSpec, OutputSpec, canonical_json, content_hash
+
+# How files are laid out in `work/`; a change makes earlier ones count as not there.
+LAYOUT = 1
+_FRAME = ("jdc.prep.catalog", "jdc.prep.spec", "jdc.prep.problems", "jdc.prep.ops")
+
+
+class Step(NamedTuple):
+  """A step of a plan, with all its parameters as canonical JSON, and the plan's folder."""
+
+  number: int
+  op: str
+  params: str
+  root: str
+
+  @property
+  def operator(self) -> Operator:
+    """The operator."""
+    return ops.OPERATORS[self.op]
+
+  @property
+  def values(self) -> Any:
+    """The parameters, paths as they can be opened."""
+    values = _parsed(self.op, self.params)
+    return values.at(Path(self.root)) if isinstance(values, Params) else values
+
+  @property
+  def identity(self) -> list[Any]:
+    """What determines what the step does, but its code."""
+    stamps = [_file_hash(path, os.stat(path).st_mtime_ns) for path in self.files()]
+    return [self.op, self.params, stamps]
+
+  def files(self) -> tuple[str, ...]:
+    """Returns the files that the parameters name."""
+    values = self.values
+    return values.files() if isinstance(values, Params) else ()
+
+
+@functools.lru_cache(maxsize=512)
+def _parsed(name: str, params: str) -> Any:
+  return ops.OPERATORS[name].params.model_validate_json(params)
+
+
+@functools.lru_cache(maxsize=512)
+def _file_hash(path: str, mtime_ns: int) -> str:
+  del mtime_ns
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_step(number: int, name: str, given: Mapping[str, Any], root: str) -> Step:
+  """Returns a step with defaults filled in."""
+  values = ops.OPERATORS[name].make_params(given)
+  return Step(number, name, canonical_json(values.model_dump(mode="json")), root)
+
+
+Kind = Literal["text", "select", "keys", "apply", "tally"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+  """A part of a chain: each has its own commit.
+
+  Attributes:
+    kind: `text` reads, changes and measures documents; `select` drops by signals; `keys` makes
+      the table of a global step; `apply` drops what it decided; `tally` counts what is left.
+    name: of its folder in `work/`.
+    steps: of `text` its maps, of `select` its predicates, else the global step.
+    signals: of `text`, what measures.
+    code: hash of the code behind it.
+    options: what else determines its output.
+    reads_input: of the first link, that it reads raw files.
+  """
+
+  kind: Kind
+  name: str
+  steps: tuple[Step, ...] = ()
+  signals: tuple[Step, ...] = ()
+  code: str = ""
+  options: str = "{}"
+  reads_input: bool = False
+
+  def key(self, inputs: Sequence[Any]) -> str:
+    """Returns the key of what the link makes of inputs with these hashes."""
+    return content_hash(
+      [
+        LAYOUT,
+        self.kind,
+        [step.identity for step in self.steps],
+        [step.identity for step in self.signals],
+        self.code,
+        self.options,
+        list(inputs),
+      ]
+    )
+
+
+class Phase(NamedTuple):
+  """What happens to each shard up to a point where all must meet; there `step` decides."""
+
+  links: tuple[Link, ...]
+  step: Step | None
+
+
+def signal_column(step: Step, signal: str) -> str:
+  """Returns the column of a signal; measures with other parameters have other columns."""
+  default = (
+    canonical_json(step.operator.params().model_dump(mode="json"))
+    if _optional(step.operator)
+    else ""
+  )
+  suffix = "" if step.params == default else "#" + content_hash(step.params)[:8]
+  return f"signal:{signal}{suffix}"
+
+
+def _optional(operator: Operator) -> bool:
+  return not any(field.is_required() for field in operator.params.model_fields.values())
+
+
+def measures(step: Step) -> list[Step]:
+  """Returns the steps of kind `signals` that a predicate reads."""
+  uses = step.operator.uses
+  return [
+    make_step(step.number, *used, step.root)
+    for used in (uses(_parsed(step.op, step.params)) if uses else ())
+  ]
+
+
+def compile_plan(
+  steps: Iterable[Step], spec: InputSpec, output: OutputSpec, *, keep_dropped: bool
+) -> list[Phase]:
+  """Returns the phases of a plan.
+
+  All maps up to the next predicate or global step, and the signals of all predicates up to the
+  next map, are one pass, whose text and signals are kept. Predicates only make masks of it, so
+  that another threshold reads signals, and no text before the next map or global step.
+  """
+  builder = _Builder(spec, keep_dropped)
+  for step in steps:
+    builder.add(step)
+  return builder.finish(output)
+
+
+class _Builder:
+  def __init__(self, spec: InputSpec, keep_dropped: bool):
+    # The patterns do not matter beside the files, nor does what becomes of bad lines.
+    self._spec = canonical_json(
+      spec.model_dump(mode="json", exclude={"paths", "on_bad_line", "task_mb"})
+    )
+    self._dropped = canonical_json({"text": keep_dropped})
+    self._phases: list[Phase] = []
+    self._links: list[Link] = []
+    self._at: int | None = None  # the link with the present text, of the present phase
+    self._phase_of_text = 0
+    self._maps: list[Step] = []
+    self._texts = 0
+
+  def add(self, step: Step) -> None:
+    kind = step.operator.kind
+    if kind == "map":
+      self._maps.append(step)
+    elif kind in ("predicate", "filter"):
+      self._select(step)
+    elif kind in ("dedup", "sample"):
+      self._barrier(step)
+    else:
+      raise ValueError(f"step {step.number}: {step.op} is of kind {kind}, not a step")
+
+  def _start_text(self) -> None:
+    """Puts the maps so far into a link; signals are added to it until the next map."""
+    if self._at is not None and not self._maps:
+      return
+    first = not self._texts
+    self._texts += 1
+    name = f"{self._texts:02d}-" + ("text" if first else self._maps[0].op)
+    options = self._spec if first else "{}"
+    self._links.append(
+      Link("text", name, tuple(self._maps), options=options, reads_input=first)
+    )
+    self._maps = []
+    self._at = len(self._links) - 1
+    self._phase_of_text = len(self._phases)
+
+  def _select(self, step: Step) -> None:
+    self._start_text()
+    for measure in measures(step):
+      self._add_signals(measure)
+    last = self._links[-1] if self._links else None
+    if last is not None and last.kind == "select":
+      self._links[-1] = dataclasses.replace(last, steps=(*last.steps, step))
+    else:
+      name = f"{step.number:02d}-{step.op}"
+      self._links.append(Link("select", name, (step,), options=self._dropped))
+
+  def _add_signals(self, measure: Step) -> None:
+    assert self._at is not None
+    in_phase = self._phase_of_text < len(self._phases)
+    links = list(self._phases[self._phase_of_text].links) if in_phase else self._links
+    held = links[self._at]
+    if measure.identity not in [s.identity for s in held.signals]:
+      links[self._at] = dataclasses.replace(held, signals=(*held.signals, measure))
+    if in_phase:
+      phase = self._phases[self._phase_of_text]
+      self._phases[self._phase_of_text] = phase._replace(links=tuple(links))
+
+  def _barrier(self, step: Step) -> None:
+    self._start_text()
+    self._links.append(Link("keys", f"{step.number:02d}-{step.op}", (step,)))
+    self._phases.append(Phase(tuple(self._links), step))
+    self._links = []
+    if step.operator.rewrites:
+      self._maps = [step]
+    else:
+      name = f"{step.number:02d}-{step.op}"
+      self._links.append(Link("apply", name, (step,), options=self._dropped))
+
+  def finish(self, output: OutputSpec) -> list[Phase]:
+    self._start_text()
+    options = canonical_json({"shard_mb": output.shard_mb})
+    self._links.append(Link("tally", "tally", options=options))
+    self._phases.append(Phase(tuple(self._links), None))
+    return [
+      Phase(tuple(_with_code(link) for link in phase.links), phase.step)
+      for phase in self._phases
+    ]
+
+
+def _with_code(link: Link) -> Link:
+  parts = [step_code(step) for step in (*link.steps, *link.signals)]
+  if link.reads_input:
+    parts.append(code_hash("jdc.prep.readers", "jdc.prep.batches"))
+  return dataclasses.replace(link, code=content_hash(parts))
+
+
+def step_code(step: Step) -> str:
+  """Returns a hash of the code behind a step."""
+  path = _source(step.operator.function.__module__)
+  wrapper = path.read_text(encoding="utf-8") if path else ""
+  return content_hash([wrapper, code_hash(*step.operator.code)])
+
+
+def code_hash(*modules: str) -> str:
+  """Returns a hash of the source of modules and of all of `jdc.prep` that they import.
+
+  What only describes operators is left out.
+  """
+  found: dict[str, str] = {}
+  waiting = list(modules)
+  while waiting:
+    name = waiting.pop()
+    if name in found or name in _FRAME:
+      continue
+    path = _source(name)
+    if path is None:
+      continue
+    text = path.read_text(encoding="utf-8")
+    found[name] = hashlib.sha256(text.encode()).hexdigest()
+    waiting += _imports(text)
+  return content_hash(found)
+
+
+def _source(name: str) -> Path | None:
+  module = sys.modules.get(name)
+  file = getattr(module, "__file__", None)
+  if file is None:
+    try:
+      spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # a function of a module, not a module
+      return None
+    file = spec.origin if spec else None
+  return Path(file) if file else None
+
+
+@functools.lru_cache(maxsize=256)
+def _imports(text: str) -> tuple[str, ...]:
+  names = []
+  for node in ast.walk(ast.parse(text)):
+    if isinstance(node, ast.Import):
+      names += [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+  return tuple(name for name in names if name.startswith("jdc.prep."))

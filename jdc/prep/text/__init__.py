@@ -1,0 +1,1 @@
+"""Operators that change text and rules that read it: pure functions on Arrow arrays."""

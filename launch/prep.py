@@ -1,0 +1,132 @@
+"""Prepares data for training: from raw files to shards, as a plan says.
+
+  python launch/prep.py profile 'raw/*.jsonl.gz' [--output=profile.json]
+  python launch/prep.py run pipeline.toml --output=DIR --workers=2
+  python launch/prep.py explain [OPERATOR | pipeline.toml]
+  python launch/prep.py diff BEFORE AFTER
+
+`run` leaves in DIR the training data, one folder a domain, in `data/`; what was dropped, and
+why, in `dropped/`; records that could not be read in `quarantine/`; `manifest.json`,
+`report.json`, `report.html` and `README.md`. The same command goes on where a run was stopped,
+and after a change of the plan redoes what depends on the change; `work/` holds what that takes
+and may be removed. It ends with 1 if an expectation of the plan does not hold.
+
+`diff` compares two plans, or the plans and results of two runs.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from jdc.prep import check, manifest, ops, profile, runner
+from jdc.prep.catalog import explain, listing
+from jdc.prep.problems import suggestion
+from jdc.prep.spec import InputSpec, PlanSpec
+
+OUTPUT = flags.DEFINE_string("output", "", "Folder of the run; file of the profile.")
+WORKERS = flags.DEFINE_integer("workers", 1, "Processes, or tasks at a time.", lower_bound=1)
+ENGINE = flags.DEFINE_enum(
+  "engine", "inline", ["inline", "daft", "ray"], "This machine, Daft, or Daft on Ray."
+)
+KEEP_DROPPED = flags.DEFINE_bool("keep_dropped", False, "Keep the texts of dropped documents.")
+REPORT = flags.DEFINE_bool(
+  "report", True, "Measure samples and write report.html: some seconds."
+)
+SAMPLE = flags.DEFINE_integer("sample", 5000, "Documents that a profile measures.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the sample of a profile.")
+FORMAT = flags.DEFINE_string("format", "auto", "Of a profile: input.format.")
+TEXT_COLUMN = flags.DEFINE_string("text_column", "text", "Of a profile: input.text_column.")
+
+
+def main(argv: list[str]) -> int:
+  logging.basicConfig(level=logging.INFO, format="%(message)s")
+  commands = {"run": _run, "profile": _profile, "explain": _explain, "diff": _diff}
+  if len(argv) < 2:
+    raise app.UsageError(f"give a command: {', '.join(commands)}")
+  if argv[1] not in commands:
+    raise app.UsageError(f"unknown command {argv[1]!r}{suggestion(argv[1], commands)}")
+  try:
+    return commands[argv[1]](argv[2:])
+  except (ValueError, OSError, RuntimeError) as error:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return 2
+
+
+def _run(arguments: list[str]) -> int:
+  if len(arguments) != 1 or not OUTPUT.value:
+    raise app.UsageError("run PLAN --output=DIR")
+  path = Path(arguments[0])
+  plan = PlanSpec.read(path)
+  for remark in check.remarks(plan):
+    print(f"remark: {remark}")
+  run = runner.Run(
+    plan,
+    OUTPUT.value,
+    root=path.parent,
+    workers=WORKERS.value,
+    engine_name=ENGINE.value,
+    keep_dropped=KEEP_DROPPED.value,
+    report=REPORT.value,
+  )
+  made = run.execute()
+  print(manifest.summary(made))
+  print(f"{run.done} pieces of work done, {run.reused} were there already: {OUTPUT.value}")
+  failed = [held for held in made["expectations"] if not held["holds"]]
+  for held in failed:
+    bounds = f"[{held['min']}, {held['max']}]"
+    print(f"expected {held['name']} in {bounds}, got {held['value']}", file=sys.stderr)
+  return 1 if failed else 0
+
+
+def _profile(arguments: list[str]) -> int:
+  if not arguments:
+    raise app.UsageError("profile PATH...")
+  value: dict[str, Any] = {"paths": arguments, "text_column": TEXT_COLUMN.value}
+  value["format"] = FORMAT.value
+  spec = InputSpec.model_validate_json(json.dumps(value))
+  found = profile.profile(spec, sample=SAMPLE.value, seed=SEED.value)
+  print(profile.summary(found))
+  if OUTPUT.value:
+    Path(OUTPUT.value).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+  return 0
+
+
+def _explain(arguments: list[str]) -> int:
+  if not arguments:
+    print(listing(ops.OPERATORS))
+    return 0
+  for name in arguments:
+    if name in ops.OPERATORS:
+      print(explain(ops.OPERATORS[name]))
+    elif Path(name).suffix == ".toml":
+      print(check.describe(PlanSpec.read(name), Path(name).parent))
+    else:
+      raise ValueError(f"no operator {name!r}{suggestion(name, ops.OPERATORS)}")
+  return 0
+
+
+def _diff(arguments: list[str]) -> int:
+  if len(arguments) != 2:
+    raise app.UsageError("diff BEFORE AFTER: plans, or folders of runs")
+  before, after = (_comparable(Path(name)) for name in arguments)
+  lines = manifest.compare(before, after)
+  print("\n".join(lines) or "no difference")
+  return 0
+
+
+def _comparable(path: Path) -> dict[str, Any]:
+  """Returns of a plan what changes its output; of a run its results, too."""
+  if path.is_dir():
+    held = manifest.read(path)
+    plan = manifest.plan_of(held)
+    results = {name: held[name] for name in ("accounts", "output_hash")}
+    return {**check.essence(plan, path), **results}
+  return check.essence(PlanSpec.read(path), path.parent)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,217 @@
+"""Tests of output formats, instruction data, samples and the other operators, end to end."""
+
+import json
+
+import numpy as np
+import pytest
+import zstandard
+
+from jdc.prep import InputSpec, OutputSpec, PlanSpec, runner, step
+
+
+@pytest.fixture
+def raw(tmp_path):
+  (tmp_path / "raw").mkdir()
+  for name in ("code", "web"):
+    lines = [
+      json.dumps(
+        {"id": i, "big": 2**70, "text": f"{name} number {i} grows figs " * (1 + i % 3)}
+      )
+      for i in range(40)
+    ]
+    (tmp_path / "raw" / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+  return tmp_path
+
+
+def run(root, *steps, output=None, **spec):
+  given = {"paths": {"web": ("raw/web.jsonl",), "code": ("raw/code.jsonl",)}, **spec}
+  plan = PlanSpec(input=InputSpec(**given), step=steps, output=OutputSpec(**(output or {})))
+  return runner.run(plan, root / "out", root=root, report=False)
+
+
+def records(path):
+  data = zstandard.ZstdDecompressor().stream_reader(path.read_bytes()).read()
+  return [json.loads(line) for line in data.splitlines()]
+
+
+def test_json_lines_have_the_fields_of_the_record(raw):
+  made = run(raw, output={"format": "jsonl"})
+  found = [r for file in made["output"] for r in records(raw / "out" / file["path"])]
+  assert len(found) == 80
+  lines = (raw / "raw" / "web.jsonl").read_bytes()
+  for record in found:
+    place = record.pop("jdc")
+    if place["source"] == "raw/web.jsonl":
+      assert json.loads(lines[place["offset"] :].partition(b"\n")[0]) == record
+
+
+def test_array_records_are_read_for_training(raw):
+  from jdc.data.sources import read_documents
+
+  made = run(raw, output={"format": "arrayrecord"})
+  paths = [raw / "out" / file["path"] for file in made["output"]]
+  texts = sorted(document.text for document in read_documents(paths))
+  assert texts[0].startswith("code number 0")
+  assert len(texts) == 80
+
+
+def test_parquet_is_a_folder_of_domains(raw):
+  from jdc.data.sources import find_domains, read_documents
+
+  run(raw)
+  domains = find_domains(raw / "out" / "data")
+  assert sorted(domains) == ["code", "web"]
+  assert len(list(read_documents(domains["web"].train))) == 40
+
+
+def test_token_shards_open_for_training_and_are_made_once(raw):
+  from jdc.data import token_manifest
+
+  output = {"format": "tokens", "tokens": {"tokenizer": "bytes", "seq_len": 64}}
+  made = run(raw, output=output)
+  held = token_manifest.read(raw / "out" / "data")
+  assert sorted(held.domains) == ["code", "web"]
+  documents = sum(
+    f.num_documents for s in held.domains.values() for fs in s.values() for f in fs
+  )
+  assert documents == made["accounts"]["kept"] == 80
+  before = {p: p.stat().st_mtime_ns for p in (raw / "out" / "data").rglob("*.array_record")}
+  again = run(raw, output=output)
+  assert again["output_hash"] == made["output_hash"]
+  assert before == {
+    p: p.stat().st_mtime_ns for p in (raw / "out" / "data").rglob("*.array_record")
+  }
+
+
+@pytest.mark.parametrize(
+  ("output", "expected"),
+  [
+    ({"format": "tokens"}, "tokenizer must be given"),
+    (
+      {"format": "tokens", "tokens": {"tokenizer": "bytes", "seqlen": 3}},
+      "did you mean 'seq_len'",
+    ),
+    ({"format": "tokens", "tokens": {"tokenizer": "no.json"}}, "no such tokenizer"),
+    (
+      {"format": "tokens", "tokens": {"tokenizer": "bytes", "seq_len": 0}},
+      "seq_len must be in",
+    ),
+    ({"tokens": {"tokenizer": "bytes"}}, "only for format='tokens'"),
+  ],
+)
+def test_wrong_options_of_token_shards(raw, output, expected):
+  with pytest.raises(ValueError, match=expected):
+    run(raw, output=output)
+
+
+def test_a_mixture_keeps_to_its_budget(raw):
+  weights = {"web": 3.0, "code": 1.0}
+  made = run(raw, step("sample", max_tokens=120, weights=weights, seed=3))
+  words = dict.fromkeys(weights, 0)
+  import pyarrow.parquet as pq
+
+  for file in made["output"]:
+    for text in pq.read_table(raw / "out" / file["path"]).column("text").to_pylist():
+      words[file["domain"]] += len(text.split())
+  assert 75 <= words["web"] <= 90
+  assert 15 <= words["code"] <= 30
+  assert made["accounts"]["dropped"]["sample"] == 80 - made["accounts"]["kept"]
+
+
+def test_a_budget_that_a_domain_cannot_fill_is_an_error(raw):
+  with pytest.raises(ValueError, match="domain 'code' has"):
+    run(raw, step("mix", max_tokens=10_000))
+
+
+def test_instruction_data_becomes_messages(tmp_path):
+  rows = [
+    {"instruction": "Add", "input": "1 and 2", "output": "It is 3."},
+    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]},
+    {"instruction": "Say it", "output": "As an AI language model, I cannot help."},
+    {"prompt": "Empty", "response": ""},
+    {"title": "no format at all"},
+  ]
+  (tmp_path / "raw").mkdir()
+  text = "\n".join(json.dumps(row) for row in rows)
+  (tmp_path / "raw" / "web.jsonl").write_text(text)
+  made = run(
+    tmp_path,
+    step("sft_normalize"),
+    step("sft_filter"),
+    output={"format": "jsonl"},
+    paths=("raw/*.jsonl",),
+    text_column="",
+  )
+  assert made["accounts"]["dropped"] == {
+    "sft_filter.refusal": 1, "sft_filter.response_words": 1, "sft_normalize": 1,
+  }  # fmt: skip
+  found = [r for file in made["output"] for r in records(tmp_path / "out" / file["path"])]
+  assert [[m["role"] for m in r["messages"]] for r in found] == [["user", "assistant"]] * 2
+  assert found[0]["messages"][0]["content"] == "Add\n1 and 2"
+
+
+def test_filters_of_instruction_data_need_messages(tmp_path):
+  (tmp_path / "raw").mkdir()
+  (tmp_path / "raw" / "web.jsonl").write_text('{"text": "a"}')
+  with pytest.raises(ValueError, match=r"needs the column 'messages'.*sft_normalize does"):
+    run(tmp_path, step("sft_filter"), paths=("raw/*.jsonl",))
+
+
+def test_masks_cannot_precede_html(raw):
+  with pytest.raises(ValueError, match=r"step 2 \(html_to_text\) cannot come after step 1"):
+    run(raw, step("mask_pii"), step("html_to_text"))
+
+
+def test_chunks_have_ids_of_their_own_and_are_counted(raw):
+  import pyarrow.parquet as pq
+
+  made = run(raw, step("chunk_text", tokens=5, by="word"))
+  rows = [
+    row for f in made["output"] for row in pq.read_table(raw / "out" / f["path"]).to_pylist()
+  ]
+  assert made["accounts"]["made"] == len(rows) - 80 > 0
+  assert len({row["doc_id"] for row in rows}) == len(rows)
+  for row in rows:
+    data = (raw / row["source"]).read_bytes()[row["offset"] :].partition(b"\n")[0]
+    start = json.loads(row["fields"])["chunk"]
+    assert json.loads(data)["text"].encode()[start:].decode().startswith(row["text"])
+
+
+def test_fields_are_renamed_and_selected(raw):
+  import pyarrow.parquet as pq
+
+  made = run(raw, step("rename", mapping={"id": "number"}), step("select", fields=["number"]))
+  table = pq.read_table(raw / "out" / made["output"][0]["path"])
+  assert [json.loads(v) for v in table.column("fields").to_pylist()] == [
+    {"number": i} for i in range(40)
+  ]
+  assert np.all(np.diff(table.column("offset").to_numpy()) > 0)
+
+
+def test_lists_of_words_and_of_hosts(tmp_path):
+  (tmp_path / "raw").mkdir()
+  rows = [
+    {"text": "a fig tree", "url": "https://good.example/x"},
+    {"text": "a rotten fig", "url": "https://good.example/y"},
+    {"text": "another fig", "url": "https://www.bad.example/"},
+  ]
+  (tmp_path / "raw" / "web.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  (tmp_path / "words.txt").write_text("rotten\n")
+  (tmp_path / "hosts.txt").write_text("bad.example\n")
+  steps = (step("blocklist", path="words.txt"), step("url_blocklist", path="hosts.txt"))
+  made = run(tmp_path, *steps, paths=("raw/*.jsonl",))
+  assert made["accounts"]["dropped"] == {"blocklist": 1, "url_blocklist": 1}
+  (tmp_path / "words.txt").write_text("rotten\ntree\n")  # what a list holds counts, too
+  made = run(tmp_path, *steps, paths=("raw/*.jsonl",))
+  assert made["accounts"]["dropped"] == {"blocklist": 2, "url_blocklist": 1}
+
+
+def test_evaluation_sets_are_found(tmp_path):
+  (tmp_path / "raw").mkdir()
+  question = "How many red figs are there in the basket under the old tree?"
+  rows = [{"text": f"Quiz: {question} Twelve."}, {"text": "There are figs in the basket."}]
+  (tmp_path / "raw" / "web.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  exam = json.dumps({"id": "q1", "question": question})
+  (tmp_path / "exam.jsonl").write_text(exam + "\n")
+  made = run(tmp_path, step("decontaminate", against=["exam.jsonl"]), paths=("raw/*.jsonl",))
+  assert made["accounts"]["dropped"] == {"decontaminate": 1}
