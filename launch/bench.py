@@ -11,6 +11,7 @@
   python launch/bench.py --what=dsir      # text hashed and weighed a second
   python launch/bench.py --what=prep --peer=PYTHON  # documents prepared a second, beside others
   python launch/bench.py --what=generation  # tokens a second, with a cache and by recomputation
+  python launch/bench.py --what=logits --vocab_size=32768 --batch_size=16  # what UDS observes
 
 Ratios come from interleaved steps in one process; the A/A row is the hand-written loop against
 itself, which is what noise alone gives.
@@ -24,6 +25,7 @@ from typing import Any, cast
 import bench_domains
 import bench_dsir
 import bench_generation
+import bench_logits
 import bench_policies
 import bench_prep
 import bench_setup
@@ -77,6 +79,7 @@ WHAT = flags.DEFINE_enum(
     "sweeps",
     "dsir",
     "generation",
+    "logits",
     "prep",
   ],
   "What to measure.",
@@ -102,6 +105,7 @@ def main(argv: list[str]) -> None:
     "dsir": bench_dsir.main,
     "prep": bench_prep.main,
     "generation": bench_generation.main,
+    "logits": bench_logits.main,
   }[WHAT.value]()
 
 
