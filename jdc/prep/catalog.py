@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pydantic
@@ -29,6 +29,20 @@ class Params(pydantic.BaseModel):
     return self
 
 
+class Prepared(NamedTuple):
+  """A file that an operator measures by, made once for a run.
+
+  Attributes:
+    data: its content.
+    suffix: of its name, such as `.safetensors`.
+    counts: what there is to report of it.
+  """
+
+  data: bytes
+  suffix: str
+  counts: Mapping[str, Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class Operator:
   """An operator of the catalogue.
@@ -45,7 +59,11 @@ class Operator:
     needs: columns that must be there; those of signals are found by themselves.
     provides: columns that are there after it; of signals, their names.
     code: the modules that do the work, whose source counts for what is up to date.
-    uses: of a predicate, (signals operator, its parameters) for given parameters.
+    uses: of a predicate, and of dedup and sample where keys are made of signals, (signals
+      operator, its parameters) for given parameters.
+    prepare: of signals that measure by a file made once for a run, before documents are read:
+      params -> `Prepared`; the function gets the file's path as a third argument.
+    keys_of: of dedup and sample, the parameters that keys depend on; `None`: on all.
     rewrites: of dedup, whether it changes texts instead of dropping documents.
     stage_rank: where it usually stands; `explain` remarks on other orders.
     cost: microseconds of one core for a document of 1.2 kB, about.
@@ -60,6 +78,8 @@ class Operator:
   provides: tuple[str, ...] = ()
   code: tuple[str, ...] = ()
   uses: Callable[[Any], tuple[tuple[str, Mapping[str, Any]], ...]] | None = None
+  prepare: Callable[[Any], Prepared] | None = None
+  keys_of: tuple[str, ...] | None = None
   rewrites: bool = False
   stage_rank: int = 50
   cost: float = 1.0

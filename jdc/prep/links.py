@@ -187,8 +187,15 @@ class TextLink:
   A map that cannot do with a document gives it a reason in the column `drop`.
   """
 
-  def __init__(self, place: Place, link: Link, resources: Mapping[int, Table]):
-    self._place, self._link, self._resources = place, link, resources
+  def __init__(
+    self,
+    place: Place,
+    link: Link,
+    resources: Mapping[int, Table],
+    prepared: Mapping[str, Path],
+  ):
+    self._place, self._link = place, link
+    self._resources, self._prepared = resources, prepared
     self._dropped = DroppedFile(place, link.name, keep_text=False)
     self._file: TableFile | None = None
     self._before = np.zeros(_BINS, np.int64)
@@ -217,7 +224,8 @@ class TextLink:
     columns = [("num_bytes", pa.array(lengths))]
     for step in self._link.signals:
       begin = time.process_time()
-      found = step.operator.function(batch, step.values)
+      file = [self._prepared[step.prepared_name]] if step.operator.prepare else []
+      found = step.operator.function(batch, step.values, *file)
       columns += [(stages.signal_column(step, k), pa.array(v)) for k, v in found.items()]
       self._seconds[step.op] += time.process_time() - begin
     for name, values in columns:

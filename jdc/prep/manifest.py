@@ -49,7 +49,7 @@ def accounts(records: Sequence[Record], outputs: Sequence[Record]) -> dict[str, 
   through: dict[int, int] = {}
   for record in records:
     info, shard = record["info"], record["shard"]
-    if record["link_kind"] == "decide":
+    if record["link_kind"] in ("decide", "prepare"):
       continue
     if shard in through and info["rows_in"] != through[shard]:
       raise RuntimeError(

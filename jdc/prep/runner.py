@@ -67,6 +67,7 @@ class Run:
     self.reused = self.done = 0
     self._decisions: dict[int, dict[int, dict[str, Any]]] = {}  # step -> shard -> files
     self._resources: dict[int, dict[str, Any]] = {}
+    self._prepared: dict[str, Written] = {}
 
   def execute(self) -> dict[str, Any]:
     """Does what is not done yet; returns the manifest.
@@ -84,6 +85,7 @@ class Run:
       try:
         indexes = self._index()
         self.shards = [Shard(pieces) for pieces in files.shards(indexes, self.plan.input)]
+        self._prepare()
         for phase in self.phases:
           self._run_phase(phase, self.shards)
         outputs = self._write_output(self.shards)
@@ -112,6 +114,22 @@ class Run:
       self._commits.add(saved)
       found[number] = index
     return [found[number] for number in range(len(self.files))]
+
+  def _prepare(self) -> None:
+    """Makes the files that signals are measured by, unless they are there."""
+    links = [link for phase in self.phases for link in phase.links]
+    for step in [step for link in links for step in link.signals]:
+      if step.operator.prepare is None:
+        continue
+      key = content_hash(["prepare", step.identity, stages.step_code(step)])
+      if self._commits.find(key) is None:
+        for _, _, made in self._engine.run([[tasks.PrepareTask(str(self.folder), step)]]):
+          self._commit({"key": key, **made})
+      record = self._commits.find(key)
+      assert record is not None
+      name = step.prepared_name  # two steps may share a file
+      self.records.append({**record, "name": name, "link_kind": "prepare", "shard": -1})
+      self._prepared[name] = Written(*record["files"]["prepared"])
 
   def _run_phase(self, phase: Phase, shards: Sequence[Shard]) -> None:
     for shard in shards:
@@ -148,7 +166,9 @@ class Run:
 
   def _key(self, link: Link, number: int, shard: Shard) -> str:
     inputs = shard.view.hashes if shard.view else tasks.piece_hashes(shard.pieces)
-    return tasks.link_key(link, inputs, self._decided(number), self._resources)
+    return tasks.link_key(
+      link, inputs, self._decided(number), self._resources, self._prepared
+    )
 
   def _decided(self, shard: int) -> dict[int, dict[str, Any]]:
     return {step: held[shard] for step, held in self._decisions.items() if shard in held}
@@ -189,6 +209,7 @@ class Run:
       spec=self.plan.input,
       decisions=self._decided(number),
       resources=self._resources,
+      prepared=self._prepared,
     )
 
   def _commit(self, record: Record) -> None:

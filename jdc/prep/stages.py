@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,6 +45,20 @@ class Step(NamedTuple):
     """What determines what the step does, but its code."""
     stamps = [_file_hash(path, os.stat(path).st_mtime_ns) for path in self.files()]
     return [self.op, self.params, stamps]
+
+  @property
+  def keys_identity(self) -> list[Any]:
+    """What determines the keys of a global step, but its code."""
+    names = self.operator.keys_of
+    if names is None:
+      return self.identity
+    held = {k: v for k, v in json.loads(self.params).items() if k in names}
+    return [self.op, canonical_json(held), self.identity[2]]
+
+  @property
+  def prepared_name(self) -> str:
+    """What the file is called that the step measures by."""
+    return f"{self.number:02d}-{self.op}"
 
   def files(self) -> tuple[str, ...]:
     """Returns the files that the parameters name."""
@@ -101,7 +116,9 @@ class Link:
       [
         LAYOUT,
         self.kind,
-        [step.identity for step in self.steps],
+        [
+          step.keys_identity if self.kind == "keys" else step.identity for step in self.steps
+        ],
         [step.identity for step in self.signals],
         self.code,
         self.options,
@@ -133,7 +150,7 @@ def _optional(operator: Operator) -> bool:
 
 
 def measures(step: Step) -> list[Step]:
-  """Returns the steps of kind `signals` that a predicate reads."""
+  """Returns the steps of kind `signals` that a step reads."""
   uses = step.operator.uses
   return [
     make_step(step.number, *used, step.root)
@@ -220,6 +237,8 @@ class _Builder:
 
   def _barrier(self, step: Step) -> None:
     self._start_text()
+    for measure in measures(step):
+      self._add_signals(measure)
     self._links.append(Link("keys", f"{step.number:02d}-{step.op}", (step,)))
     self._phases.append(Phase(tuple(self._links), step))
     self._links = []

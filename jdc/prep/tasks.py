@@ -20,7 +20,7 @@ from jdc.prep.links import Handler, Place, Record
 from jdc.prep.readers import files
 from jdc.prep.spec import InputSpec, OutputSpec, content_hash
 from jdc.prep.stages import Link, Step
-from jdc.prep.store import Written, hash_file
+from jdc.prep.store import Written, hash_file, write_bytes
 from jdc.prep.tables import View
 
 
@@ -49,6 +49,7 @@ class ChainTask:
     spec: how they are read.
     decisions: of `apply` links, by step number: the shard's files.
     resources: of rewriting steps, by step number: (array, file) pairs.
+    prepared: of `Step.prepared_name`, the files that signals are measured by.
   """
 
   root: str
@@ -59,6 +60,7 @@ class ChainTask:
   spec: InputSpec
   decisions: Mapping[int, Mapping[str, Any]]
   resources: Mapping[int, Mapping[str, Any]]
+  prepared: Mapping[str, Written] = dataclasses.field(default_factory=dict)
 
   def run(self) -> list[Record]:
     """Returns the records of all links."""
@@ -82,7 +84,8 @@ class _Chain:
 
   def _handler(self, link: Link) -> Handler:
     if link.kind == "text":
-      return links.TextLink(self._place, link, self._resources)
+      prepared = {name: self._root / f.path for name, f in self._task.prepared.items()}
+      return links.TextLink(self._place, link, self._resources, prepared)
     if link.kind == "select":
       return links.SelectLink(self._place, link)
     if link.kind == "apply":
@@ -138,7 +141,8 @@ class _Chain:
       inputs = view.hashes if view else piece_hashes(self._task.pieces)
       view, record = handler.finish(view)
       record["link"] = number
-      record["key"] = link_key(link, inputs, self._task.decisions, self._task.resources)
+      task = self._task
+      record["key"] = link_key(link, inputs, task.decisions, task.resources, task.prepared)
       record["name"], record["shard"] = link.name, self._task.shard
       if link.reads_input:
         self._add_input(record)
@@ -165,6 +169,7 @@ def link_key(
   inputs: Sequence[Any],
   decisions: Mapping[int, Mapping[str, Any]],
   resources: Mapping[int, Mapping[str, Any]],
+  prepared: Mapping[str, Written],
 ) -> str:
   """Returns the key of a link of a chain, given what it reads and what was decided."""
   extra: list[Any] = []
@@ -173,6 +178,11 @@ def link_key(
       extra.append(_hashes(decisions[step.number]))
     elif step.number in resources:
       extra.append(_hashes(resources[step.number]))
+  extra += [
+    prepared[step.prepared_name].sha256
+    for step in link.signals
+    if step.prepared_name in prepared
+  ]
   return link.key([*inputs, *extra])
 
 
@@ -181,6 +191,33 @@ def _hashes(held: Mapping[str, Any]) -> list[Any]:
   return [
     [name, value if name == "reasons" else value[1]] for name, value in sorted(held.items())
   ]
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareTask:
+  """Makes the file that signals are measured by.
+
+  Attributes:
+    root: the folder of the run.
+    step: the signals.
+  """
+
+  root: str
+  step: Step
+
+  def run(self) -> Record:
+    """Returns the record of the file."""
+    begin = time.process_time()
+    prepare = self.step.operator.prepare
+    assert prepare is not None
+    made = prepare(self.step.values)
+    pattern = f"models/{self.step.op}-{{sha}}{made.suffix}"
+    return {
+      "name": self.step.prepared_name,
+      "files": {"prepared": write_bytes(Path(self.root), pattern, made.data)},
+      "info": {"counts": dict(made.counts)},
+      "cpu_s": round(time.process_time() - begin, 4),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -366,7 +403,7 @@ class OutputTask:
           break
 
 
-Task = IndexTask | ChainTask | DecideTask | OutputTask
+Task = IndexTask | PrepareTask | ChainTask | DecideTask | OutputTask
 
 
 def execute(task: Task) -> Any:
