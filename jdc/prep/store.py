@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 
 COMMITS = "commits.jsonl"
 LOCK = "run.lock"
-_OWN = ("data", "dropped", "models", "quarantine", "work")  # folders that a run may remove files from
+_OWN = (
+  "data",
+  "dropped",
+  "models",
+  "quarantine",
+  "work",
+)  # folders that a run may remove files from
 
 
 class Written(NamedTuple):
