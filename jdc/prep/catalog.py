@@ -58,7 +58,8 @@ class Operator:
     params: the type of its parameters.
     needs: columns that must be there; those of signals are found by themselves.
     provides: columns that are there after it; of signals, their names.
-    code: the modules that do the work, whose source counts for what is up to date.
+    code: modules that count for what is up to date, beside those that imports show
+      (`code_hash`).
     uses: of a predicate, and of dedup and sample where keys are made of signals, (signals
       operator, its parameters) for given parameters.
     prepare: of signals that measure by a file made once for a run, before documents are read:

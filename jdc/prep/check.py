@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jdc.prep import ops, problems, stages
+from jdc.prep import code_hash, ops, problems, stages
 from jdc.prep.catalog import Operator
 from jdc.prep.spec import OutputSpec, PlanSpec, StepSpec, content_hash
 from jdc.prep.store import hash_file
@@ -129,11 +129,11 @@ def output_problems(plan: PlanSpec, root: Path) -> list[str]:
 def output_code(output: OutputSpec, root: Path) -> str:
   """Returns a hash of what writes output, and of the tokenizer's files."""
   if output.format != "tokens":
-    return stages.code_hash("jdc.prep.sinks.documents")
+    return code_hash.of_modules(["jdc.prep.sinks.documents"]).hash
   tokenizer = Path(output_at(output, root).tokens["tokenizer"])
   files = sorted(tokenizer.glob("*.json")) if tokenizer.is_dir() else [tokenizer]
   held = [hash_file(path) for path in files if path.is_file()]
-  return content_hash([stages.code_hash("jdc.prep.sinks.tokens"), held])
+  return content_hash([code_hash.of_modules(["jdc.prep.sinks.tokens"]).hash, held])
 
 
 def essence(plan: PlanSpec, root: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jdc.prep import check, engine, expect, manifest, stages, store, tasks
+from jdc.prep import check, code_hash, engine, expect, manifest, stages, store, tasks
 from jdc.prep.batches import Piece
 from jdc.prep.readers import files
 from jdc.prep.spec import PlanSpec, content_hash
@@ -166,9 +166,7 @@ class Run:
 
   def _key(self, link: Link, number: int, shard: Shard) -> str:
     inputs = shard.view.hashes if shard.view else tasks.piece_hashes(shard.pieces)
-    return tasks.link_key(
-      link, inputs, self._decided(number), self._resources, self._prepared
-    )
+    return tasks.link_key(link, inputs, self._decided(number), self._resources, self._prepared)
 
   def _decided(self, shard: int) -> dict[int, dict[str, Any]]:
     return {step: held[shard] for step, held in self._decisions.items() if shard in held}
@@ -317,10 +315,9 @@ def _index_key(file: files.InputFile, plan: PlanSpec) -> str:
     [
       "index",
       list(file),
-      status.st_size,
-      status.st_mtime_ns,
+      [status.st_size, status.st_mtime_ns, status.st_ctime_ns],
       [spec.task_mb, spec.text_column, spec.document],
-      stages.code_hash("jdc.prep.readers.files"),
+      code_hash.of_modules(["jdc.prep.readers.files"]).hash,
     ]
   )
 

@@ -1,24 +1,18 @@
 """A plan as links of chains: what one pass over a shard does, and where all must meet."""
 
-import ast
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import json
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jdc.prep.ops as ops
+from jdc.prep import code_hash
 from jdc.prep.catalog import Operator, Params
 from jdc.prep.spec import InputSpec, OutputSpec, canonical_json, content_hash
-
-# How files are laid out in `work/`; a change makes earlier ones count as not there.
-LAYOUT = 1
-_FRAME = ("jdc.prep.catalog", "jdc.prep.spec", "jdc.prep.problems", "jdc.prep.ops")
 
 
 class Step(NamedTuple):
@@ -43,7 +37,7 @@ class Step(NamedTuple):
   @property
   def identity(self) -> list[Any]:
     """What determines what the step does, but its code."""
-    stamps = [_file_hash(path, os.stat(path).st_mtime_ns) for path in self.files()]
+    stamps = [_file_hash(path, _stamp(path)) for path in self.files()]
     return [self.op, self.params, stamps]
 
   @property
@@ -71,9 +65,14 @@ def _parsed(name: str, params: str) -> Any:
   return ops.OPERATORS[name].params.model_validate_json(params)
 
 
+def _stamp(path: str) -> tuple[int, ...]:
+  status = os.stat(path)
+  return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 @functools.lru_cache(maxsize=512)
-def _file_hash(path: str, mtime_ns: int) -> str:
-  del mtime_ns
+def _file_hash(path: str, stamp: tuple[int, ...]) -> str:
+  del stamp
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -114,12 +113,10 @@ class Link:
     """Returns the key of what the link makes of inputs with these hashes."""
     return content_hash(
       [
-        LAYOUT,
         self.kind,
-        [
-          step.keys_identity if self.kind == "keys" else step.identity for step in self.steps
-        ],
+        [step.keys_identity if self.kind == "keys" else step.identity for step in self.steps],
         [step.identity for step in self.signals],
+        [measure.identity for step in self.steps for measure in measures(step)],
         self.code,
         self.options,
         list(inputs),
@@ -261,56 +258,12 @@ class _Builder:
 
 def _with_code(link: Link) -> Link:
   parts = [step_code(step) for step in (*link.steps, *link.signals)]
-  if link.reads_input:
-    parts.append(code_hash("jdc.prep.readers", "jdc.prep.batches"))
-  return dataclasses.replace(link, code=content_hash(parts))
+  own = ["jdc.prep.links", *(["jdc.prep.readers"] if link.reads_input else [])]
+  return dataclasses.replace(link, code=content_hash([*parts, code_hash.of_modules(own).hash]))
 
 
 def step_code(step: Step) -> str:
   """Returns a hash of the code behind a step."""
-  path = _source(step.operator.function.__module__)
-  wrapper = path.read_text(encoding="utf-8") if path else ""
-  return content_hash([wrapper, code_hash(*step.operator.code)])
-
-
-def code_hash(*modules: str) -> str:
-  """Returns a hash of the source of modules and of all of `jdc.prep` that they import.
-
-  What only describes operators is left out.
-  """
-  found: dict[str, str] = {}
-  waiting = list(modules)
-  while waiting:
-    name = waiting.pop()
-    if name in found or name in _FRAME:
-      continue
-    path = _source(name)
-    if path is None:
-      continue
-    text = path.read_text(encoding="utf-8")
-    found[name] = hashlib.sha256(text.encode()).hexdigest()
-    waiting += _imports(text)
-  return content_hash(found)
-
-
-def _source(name: str) -> Path | None:
-  module = sys.modules.get(name)
-  file = getattr(module, "__file__", None)
-  if file is None:
-    try:
-      spec = importlib.util.find_spec(name)
-    except ModuleNotFoundError:  # a function of a module, not a module
-      return None
-    file = spec.origin if spec else None
-  return Path(file) if file else None
-
-
-@functools.lru_cache(maxsize=256)
-def _imports(text: str) -> tuple[str, ...]:
-  names = []
-  for node in ast.walk(ast.parse(text)):
-    if isinstance(node, ast.Import):
-      names += [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom) and node.module:
-      names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-  return tuple(name for name in names if name.startswith("jdc.prep."))
+  operator = step.operator
+  objects = [operator.function, operator.params, *filter(None, [operator.prepare])]
+  return code_hash.of_objects(objects, operator.code).hash

@@ -163,14 +163,14 @@ def dedup_lines(params: DedupLines) -> _Lines:
 OPERATORS = (
   Operator(
     "exact_dedup", "dedup", exact_dedup, ExactDedup,
-    code=("jdc.prep.exact_dedup",), stage_rank=45, cost=5.0,
+    stage_rank=45, cost=5.0,
   ),
   Operator(
     "minhash_dedup", "dedup", minhash_dedup, MinhashDedup,
-    code=("jdc.prep.near_dedup",), stage_rank=50, cost=20.0,
+    stage_rank=50, cost=20.0,
   ),
   Operator(
     "dedup_lines", "dedup", dedup_lines, DedupLines, provides=("text",), rewrites=True,
-    code=("jdc.prep.line_dedup",), stage_rank=20, cost=5.0,
+    stage_rank=20, cost=5.0,
   ),
 )  # fmt: skip

@@ -70,6 +70,6 @@ OPERATORS = (
   Operator("rename", "map", rename, Rename, needs=("fields",), stage_rank=4, cost=5.0),
   Operator(
     "sft_normalize", "map", sft_normalize, SftNormalize, needs=("fields",),
-    provides=("text", "messages"), code=("jdc.prep.text.sft",), stage_rank=6, cost=20.0,
+    provides=("text", "messages"), stage_rank=6, cost=20.0,
   ),
 )  # fmt: skip

@@ -18,7 +18,6 @@ from jdc.prep.kernels import signals as kernel
 Reasons = dict[str, np.ndarray]
 Code = Annotated[str, Field(pattern="^[a-z]{2,3}$")]
 _TEXT_SIGNALS = tuple(name for name in kernel.SIGNALS if name != kernel.COMPRESSION)
-_RULES = ("jdc.prep.predicates",)
 
 
 def signals(batch: pa.RecordBatch, params: Params) -> dict[str, np.ndarray]:
@@ -230,7 +229,6 @@ def _rule_operator(name: str, rule: type[predicates.Rule]) -> Operator:
     _rule,
     rule,
     uses=lambda params: _uses(params.bounds()),
-    code=_RULES,
     stage_rank=40,
     cost=0.1,
   )
@@ -239,24 +237,24 @@ def _rule_operator(name: str, rule: type[predicates.Rule]) -> Operator:
 OPERATORS = (
   Operator(
     "signals", "signals", signals, Params, provides=_TEXT_SIGNALS,
-    code=("jdc.prep.kernels.signals",), stage_rank=30, cost=30.0,
+    stage_rank=30, cost=30.0,
   ),
   Operator(
     "compression", "signals", compression, Params, provides=(kernel.COMPRESSION,),
-    code=("jdc.prep.kernels.signals",), stage_rank=30, cost=40.0,
+    stage_rank=30, cost=40.0,
   ),
   Operator(
     "identify_language", "signals", identify, IdentifyParams, provides=("lang", "lang_score"),
-    code=("jdc.prep.text.language",), stage_rank=30, cost=20.0,
+    stage_rank=30, cost=20.0,
   ),
   Operator(
     "contamination", "signals", contamination, Contamination,
-    provides=("contamination_hits", "contaminated_by"), code=("jdc.prep.decontaminate",),
+    provides=("contamination_hits", "contaminated_by"),
     stage_rank=30, cost=10.0,
   ),
   Operator(
     "filter", "filter", filter_, Filter, uses=lambda params: _uses(params.bounds),
-    code=_RULES, stage_rank=40, cost=0.5,
+    stage_rank=40, cost=0.5,
   ),
   Operator(
     "language", "predicate", language, Language,
@@ -273,16 +271,16 @@ OPERATORS = (
   Operator(
     "sft_signals", "signals", sft_signals, Params, needs=("messages",),
     provides=("sft_turns", "sft_response_words", "sft_refusals", "sft_copied"),
-    code=("jdc.prep.text.sft_filter",), stage_rank=30, cost=30.0,
+    stage_rank=30, cost=30.0,
   ),
   Operator(
     "sft_filter", "predicate", sft_filter, SftFilter, needs=("messages",),
-    uses=lambda params: (("sft_signals", {}),), code=("jdc.prep.text.sft_filter",),
+    uses=lambda params: (("sft_signals", {}),),
     stage_rank=40, cost=0.1,
   ),
   Operator(
     "blocklist_hits", "signals", blocklist_hits, ListFile, provides=("blocklist_hits",),
-    code=("jdc.prep.text.blocklist",), stage_rank=30, cost=10.0,
+    stage_rank=30, cost=10.0,
   ),
   Operator(
     "blocklist", "predicate", blocklist, Blocklist,
@@ -290,7 +288,7 @@ OPERATORS = (
   ),
   Operator(
     "url_blocklist_hits", "signals", url_blocklist_hits, UrlList, needs=("fields",),
-    provides=("url_blocklist_hits", "url_missing"), code=("jdc.prep.text.blocklist",),
+    provides=("url_blocklist_hits", "url_missing"),
     stage_rank=30, cost=5.0,
   ),
   Operator(

@@ -107,7 +107,7 @@ def mix(params: Sample) -> _Sample:
 
 OPERATORS = tuple(
   Operator(
-    function.__name__, "sample", function, Sample, code=("jdc.prep.sample",), stage_rank=90,
+    function.__name__, "sample", function, Sample, stage_rank=90,
     cost=10.0,
   )
   for function in (sample, mix)

@@ -197,7 +197,6 @@ def chunk_text(batch: pa.RecordBatch, params: ChunkText) -> pa.RecordBatch:
 def _text(
   function: Callable[[pa.RecordBatch, Any], pa.RecordBatch],
   params: type[Params],
-  module: str,
   rank: int,
   cost: float,
   **options: Any,
@@ -208,7 +207,6 @@ def _text(
     function,
     params,
     provides=("text",),
-    code=(f"jdc.prep.text.{module}",),
     stage_rank=rank,
     cost=cost,
     **options,
@@ -217,15 +215,15 @@ def _text(
 
 OPERATORS = (
   _text(
-    html_to_text, HtmlToText, "html", 8, 50.0,
+    html_to_text, HtmlToText, 8, 50.0,
     not_after={"mask_pii": "its marks, such as <EMAIL>, would count as tags"},
   ),
-  _text(chunk_text, ChunkText, "chunk", 70, 20.0),
-  _text(fix_unicode, FixUnicode, "unicode", 10, 1.0),
-  _text(strip_urls, StripUrls, "strip", 14, 1.0),
-  _text(strip_citations, Params, "strip", 15, 1.0),
-  _text(strip_symbol_lines, StripSymbolLines, "strip", 16, 2.0),
-  _text(drop_lines, DropLines, "c4", 17, 4.0),
-  _text(normalize_whitespace, NormalizeWhitespace, "whitespace", 18, 2.0),
-  _text(mask_pii, MaskPii, "pii", 60, 3.0),
+  _text(chunk_text, ChunkText, 70, 20.0),
+  _text(fix_unicode, FixUnicode, 10, 1.0),
+  _text(strip_urls, StripUrls, 14, 1.0),
+  _text(strip_citations, Params, 15, 1.0),
+  _text(strip_symbol_lines, StripSymbolLines, 16, 2.0),
+  _text(drop_lines, DropLines, 17, 4.0),
+  _text(normalize_whitespace, NormalizeWhitespace, 18, 2.0),
+  _text(mask_pii, MaskPii, 60, 3.0),
 )  # fmt: skip
