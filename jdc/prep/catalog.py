@@ -23,6 +23,10 @@ class Params(pydantic.BaseModel):
     """Returns the files that parameters name, whose contents count for what is up to date."""
     return ()
 
+  def file_problems(self) -> list[str]:
+    """Returns what is wrong with the contents of these files, whose paths can be opened."""
+    return []
+
   def at(self, root: Path) -> Self:
     """Returns the parameters with paths that start at the plan's folder."""
     del root
@@ -65,7 +69,8 @@ class Operator:
     prepare: of signals that measure by a file made once for a run, before documents are read:
       params -> `Prepared`; the function gets the file's path as a third argument.
     keys_of: of dedup and sample, the parameters that keys depend on; `None`: on all.
-    rewrites: of dedup, whether it changes texts instead of dropping documents.
+    rewrites: of dedup and sample, whether it changes or copies documents instead of dropping
+      some, or a function of the parameters that says so.
     stage_rank: where it usually stands; `explain` remarks on other orders.
     cost: microseconds of one core for a document of 1.2 kB, about.
     not_after: operators it cannot follow, and why.
@@ -81,7 +86,7 @@ class Operator:
   uses: Callable[[Any], tuple[tuple[str, Mapping[str, Any]], ...]] | None = None
   prepare: Callable[[Any], Prepared] | None = None
   keys_of: tuple[str, ...] | None = None
-  rewrites: bool = False
+  rewrites: bool | Callable[[Any], bool] = False
   stage_rank: int = 50
   cost: float = 1.0
   not_after: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -3,12 +3,11 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jdc.prep import code_hash, ops, problems, stages
-from jdc.prep.catalog import Operator
+from jdc.prep.catalog import Operator, Params
 from jdc.prep.spec import OutputSpec, PlanSpec, StepSpec, content_hash
 from jdc.prep.store import hash_file
 
@@ -57,7 +56,7 @@ def remarks(plan: PlanSpec) -> list[str]:
   ranked = [(n, s.op, ops.OPERATORS[s.op].stage_rank) for n, s in enumerate(plan.step, 1)]
   for (_, name, rank), (number, other, other_rank) in itertools.pairwise(ranked):
     if other_rank < rank:
-      found.append(f"step {number} ({other}) usually comes before {name}, which costs more")
+      found.append(f"step {number} ({other}) usually stands before {name}")
   return found
 
 
@@ -81,17 +80,19 @@ def resolve(plan: PlanSpec, root: Path) -> list[stages.Step]:
     stages.make_step(number, step.op, step.params, str(root))
     for number, step in enumerate(plan.step, start=1)
   ]
-  problems.raise_all(_missing_files(steps), "plan")
+  problems.raise_all([line for step in steps for line in _file_problems(step)], "plan")
   return steps
 
 
-def _missing_files(steps: Sequence[stages.Step]) -> list[str]:
-  return [
-    f"step {step.number} ({step.op}): {path}: no such file"
-    for step in steps
-    for path in step.files()
-    if not Path(path).is_file()
-  ]
+def _file_problems(step: stages.Step) -> list[str]:
+  """Returns what is wrong with the files that a step names."""
+  found = [f"{path}: no such file" for path in step.files() if not Path(path).is_file()]
+  if not found and isinstance(step.values, Params):
+    try:
+      found = step.values.file_problems()
+    except (OSError, UnicodeDecodeError) as error:
+      found = [str(error)]
+  return [f"step {step.number} ({step.op}): {line}" for line in found]
 
 
 def output_at(output: OutputSpec, root: Path) -> OutputSpec:

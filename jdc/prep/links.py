@@ -184,7 +184,7 @@ class DroppedFile:
 class TextLink:
   """Maps and measures documents, and keeps them.
 
-  A map that cannot do with a document gives it a reason in the column `drop`.
+  A step that cannot do with a document gives it a reason in the column `drop`.
   """
 
   def __init__(
@@ -239,10 +239,11 @@ class TextLink:
     return batch, np.arange(first, first + batch.num_rows)
 
   def _map(self, step: Step, batch: pa.RecordBatch) -> pa.RecordBatch:
-    if step.operator.kind == "dedup":
+    if step.operator.kind in ("dedup", "sample"):
       op: GlobalOp = step.operator.function(step.values)
-      return op.apply(batch, self._resources[step.number])
-    batch = step.operator.function(batch, step.values)
+      batch = op.apply(batch, self._resources[step.number])
+    else:
+      batch = step.operator.function(batch, step.values)
     if "drop" not in batch.schema.names:
       return batch
     reason = batch.column("drop")

@@ -235,7 +235,7 @@ class Run:
     assert record is not None
     self.records.append({**record, "link_kind": "decide", "shard": -1})
     written = {n: Written(*file) for n, file in record["files"].items()}
-    if step.operator.rewrites:
+    if step.rewrites:
       self._resources[step.number] = written
       return
     held: dict[int, dict[str, Any]] = {n: {} for n in range(len(shards))}

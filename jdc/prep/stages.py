@@ -54,6 +54,12 @@ class Step(NamedTuple):
     """What the file is called that the step measures by."""
     return f"{self.number:02d}-{self.op}"
 
+  @property
+  def rewrites(self) -> bool:
+    """Whether a global step changes or copies documents instead of dropping some."""
+    held = self.operator.rewrites
+    return held(self.values) if callable(held) else held
+
   def files(self) -> tuple[str, ...]:
     """Returns the files that the parameters name."""
     values = self.values
@@ -239,7 +245,7 @@ class _Builder:
     self._links.append(Link("keys", f"{step.number:02d}-{step.op}", (step,)))
     self._phases.append(Phase(tuple(self._links), step))
     self._links = []
-    if step.operator.rewrites:
+    if step.rewrites:
       self._maps = [step]
     else:
       name = f"{step.number:02d}-{step.op}"

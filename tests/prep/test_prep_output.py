@@ -3,7 +3,9 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import tokenizers
 import zstandard
 
 from jdc.prep import InputSpec, OutputSpec, PlanSpec, runner, step
@@ -108,8 +110,6 @@ def test_a_mixture_keeps_to_its_budget(raw):
   weights = {"web": 3.0, "code": 1.0}
   made = run(raw, step("sample", max_tokens=120, weights=weights, seed=3))
   words = dict.fromkeys(weights, 0)
-  import pyarrow.parquet as pq
-
   for file in made["output"]:
     for text in pq.read_table(raw / "out" / file["path"]).column("text").to_pylist():
       words[file["domain"]] += len(text.split())
@@ -121,6 +121,90 @@ def test_a_mixture_keeps_to_its_budget(raw):
 def test_a_budget_that_a_domain_cannot_fill_is_an_error(raw):
   with pytest.raises(ValueError, match="domain 'code' has"):
     run(raw, step("mix", max_tokens=10_000))
+
+
+def rows_of(root, made):
+  return [
+    {**row, "domain": file["domain"]}
+    for file in made["output"]
+    for row in pq.read_table(root / "out" / file["path"]).to_pylist()
+  ]
+
+
+def test_a_domain_may_be_repeated_and_copies_trace_back(raw):
+  before = {row["doc_id"]: row for row in rows_of(raw, run(raw))}
+  words = dict.fromkeys(("web", "code"), 0)
+  for row in before.values():
+    words[row["domain"]] += len(row["text"].split())
+  shares = {"web": 2.5, "code": 0.5}
+  budget = sum(int(words[name] * times) for name, times in shares.items())
+  weights = {name: words[name] * times for name, times in shares.items()}
+  mix = step("mix", max_tokens=budget, weights=weights, max_epochs=2.5, seed=3)
+  made = run(raw, mix, step("strip_citations"), output={"shard_mb": 0.002})
+  found = rows_of(raw, made)
+  counts = dict.fromkeys(before, 0)
+  places = {(row["source"], row["offset"]): row for row in before.values()}
+  for row in found:
+    origin = places[row["source"], row["offset"]]
+    assert (row["text"], row["fields"]) == (origin["text"], origin["fields"])
+    assert (row["doc_id"] == origin["doc_id"]) == (counts[origin["doc_id"]] == 0)
+    counts[origin["doc_id"]] += 1
+  assert len({row["doc_id"] for row in found}) == len(found)
+  assert {counts[i] for i, row in before.items() if row["domain"] == "web"} == {2, 3}
+  assert {counts[i] for i, row in before.items() if row["domain"] == "code"} == {0, 1}
+  for name in words:
+    taken = sum(len(row["text"].split()) for row in found if row["domain"] == name)
+    assert 0 <= words[name] * shares[name] - taken <= 15  # the next document does not fit
+  accounts = made["accounts"]
+  assert accounts["dropped"] == {"sample": sum(c == 0 for c in counts.values())}
+  assert accounts["made"] == sum(c - 1 for c in counts.values() if c)
+  assert accounts["kept"] == len(found)
+
+
+def bare_tokenizer(path):
+  """A tokenizer.json that names no boundary token, and knows letters of two words only."""
+  vocabulary = {char: i for i, char in enumerate("webcodnumri 0123456789gsf")}
+  model = tokenizers.models.BPE(vocab=vocabulary, merges=[])
+  made = tokenizers.Tokenizer(model)
+  made.decoder = tokenizers.decoders.Fuse()
+  made.save(str(path))
+
+
+def test_budgets_are_counted_by_a_tokenizer_without_boundary_tokens(raw):
+  bare_tokenizer(raw / "bare.json")
+  made = run(raw, step("sample", max_tokens=300, unit="tokens", tokenizer="bare.json"))
+  texts = [row["text"] for row in rows_of(raw, made)]
+  known = set("webcodnumri 0123456789gsf")
+  assert 200 < sum(char in known for text in texts for char in text) <= 300
+
+
+@pytest.mark.parametrize(
+  ("given", "expected"),
+  [
+    ({"max_epochs": 0.0}, "max_epochs"),
+    ({"unit": "tokens"}, "tokenizer must be given for unit='tokens'"),
+    ({"tokenizer": "bad.json"}, "and only then"),
+    ({"unit": "tokens", "tokenizer": "bad.json"}, "bad.json: not a Hugging Face tokenizer"),
+    ({"unit": "tokens", "tokenizer": "none.json"}, "none.json: no such file"),
+  ],
+)
+def test_wrong_samples_are_refused_before_anything_runs(raw, given, expected):
+  (raw / "bad.json").write_text("{}")
+  with pytest.raises(ValueError, match=expected):
+    run(raw, step("sample", max_tokens=3, **given))
+  assert not (raw / "out").exists()
+
+
+def test_files_of_steps_are_read_before_anything_runs(raw):
+  (raw / "empty.txt").write_text("# nothing\n")
+  (raw / "exam.jsonl").write_text('{"answer": "B"}\n')
+  steps = (step("blocklist", path="empty.txt"), step("decontaminate", against=["exam.jsonl"]))
+  with pytest.raises(ValueError) as raised:
+    run(raw, *steps)
+  lines = str(raised.value).splitlines()
+  assert any("step 1 (blocklist)" in line and "no entries" in line for line in lines)
+  assert any("step 2 (decontaminate)" in line and "exam.jsonl" in line for line in lines)
+  assert not (raw / "out").exists()
 
 
 def test_instruction_data_becomes_messages(tmp_path):
@@ -163,8 +247,6 @@ def test_masks_cannot_precede_html(raw):
 
 
 def test_chunks_have_ids_of_their_own_and_are_counted(raw):
-  import pyarrow.parquet as pq
-
   made = run(raw, step("chunk_text", tokens=5, by="word"))
   rows = [
     row for f in made["output"] for row in pq.read_table(raw / "out" / f["path"]).to_pylist()
@@ -178,8 +260,6 @@ def test_chunks_have_ids_of_their_own_and_are_counted(raw):
 
 
 def test_fields_are_renamed_and_selected(raw):
-  import pyarrow.parquet as pq
-
   made = run(raw, step("rename", mapping={"id": "number"}), step("select", fields=["number"]))
   table = pq.read_table(raw / "out" / made["output"][0]["path"])
   assert [json.loads(v) for v in table.column("fields").to_pylist()] == [

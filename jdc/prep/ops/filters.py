@@ -1,6 +1,6 @@
 """Operators that measure documents, and those that drop documents by what was measured."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -11,7 +11,7 @@ import pydantic
 from pydantic import Field
 
 from jdc.prep import decontaminate as decontaminate_lib
-from jdc.prep import predicates
+from jdc.prep import evaluation_texts, predicates
 from jdc.prep.catalog import Operator, Params
 from jdc.prep.kernels import signals as kernel
 
@@ -110,6 +110,17 @@ class IdentifyParams(Params):
   max_bytes: Annotated[int, Field(ge=64)] = 512
 
 
+def _problems(read: Callable[[str], Any], paths: Iterable[str]) -> list[str]:
+  """Returns why files cannot be read."""
+  found = []
+  for path in paths:
+    try:
+      read(path)
+    except ValueError as error:
+      found.append(str(error))
+  return found
+
+
 class Contamination(Params):
   """See `contamination`."""
 
@@ -118,6 +129,9 @@ class Contamination(Params):
 
   def files(self) -> tuple[str, ...]:
     return self.against
+
+  def file_problems(self) -> list[str]:
+    return _problems(lambda path: list(evaluation_texts.read_texts(path)), self.against)
 
   def at(self, root: Path) -> Self:
     return self.model_copy(update={"against": tuple(str(root / p) for p in self.against)})
@@ -181,6 +195,11 @@ class ListFile(Params):
 
   def files(self) -> tuple[str, ...]:
     return (self.path,)
+
+  def file_problems(self) -> list[str]:
+    from jdc.prep.text import blocklist as lib
+
+    return _problems(lib.read_list, [self.path])
 
   def at(self, root: Path) -> Self:
     return self.model_copy(update={"path": str(root / self.path)})

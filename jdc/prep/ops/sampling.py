@@ -2,16 +2,21 @@
 
 import dataclasses
 import functools
+import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
+import pydantic
 from pydantic import Field
 
+from jdc.data import tokenize
 from jdc.data.tokenize import Tokenizer
 from jdc.prep import sample as lib
+from jdc.prep.batches import ID_BYTES, set_column
 from jdc.prep.catalog import Operator, Params
 from jdc.prep.globals_ import Context, Decision, Table
 
@@ -24,23 +29,48 @@ class Sample(Params):
   max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="In `unit`.")
   weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
   temperature: Positive = 1.0
+  max_epochs: Positive = Field(
+    1.0, description="The most that a domain may be repeated; above 1 documents may be copied."
+  )
   unit: Literal["words", "bytes", "tokens"] = "words"
   tokenizer: str = Field("", description="A tokenizer.json, for the unit `tokens`.")
   seed: Annotated[int, Field(ge=0, lt=1 << 64)] = 0
 
+  @pydantic.model_validator(mode="after")
+  def _has_tokenizer(self) -> Self:
+    if (self.unit == "tokens") != bool(self.tokenizer):
+      raise ValueError(
+        f"tokenizer must be given for unit='tokens' and only then, got unit={self.unit!r} and "
+        f"tokenizer={self.tokenizer!r}"
+      )
+    return self
+
   def files(self) -> tuple[str, ...]:
     return (self.tokenizer,) if self.tokenizer else ()
+
+  def file_problems(self) -> list[str]:
+    try:
+      _tokenizer(self.tokenizer)
+    except ValueError as error:
+      return str(error).splitlines()
+    return []
 
   def at(self, root: Path) -> Self:
     path = str(root / self.tokenizer) if self.tokenizer else ""
     return self.model_copy(update={"tokenizer": path})
 
 
-@functools.lru_cache(maxsize=1)
 def _tokenizer(path: str) -> Tokenizer | None:
-  from jdc.prep.sinks.tokens import TokenOptions, open_tokenizer
+  if not path:
+    return None
+  status = os.stat(path)
+  return _opened(path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
-  return open_tokenizer(TokenOptions(tokenizer=path)).tokenizer if path else None
+
+@functools.lru_cache(maxsize=1)
+def _opened(path: str, stamp: tuple[int, ...]) -> Tokenizer:
+  del stamp
+  return tokenize.from_file(path)  # without boundary tokens, which are not counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,22 +99,62 @@ class _Sample:
     keys = [lib.from_arrays(table, p.unit, p.seed) for table in tables]
     none = np.zeros(0, np.int64)
     if not any(len(key.number) for key in keys):
-      return Decision(none, ("sample",))
-    mix = lib.decide(keys, p.weights, p.max_tokens, p.temperature)
-    gone = np.concatenate([~_taken(key, mix) for key in keys])
-    return Decision(np.flatnonzero(gone), ("sample",), counts=_plain(mix.to_json()))
+      return Decision(none, ("sample",), resource=_NOTHING if repeats(p) else None)
+    mix = lib.decide(keys, p.weights, p.max_tokens, p.temperature, p.max_epochs)
+    counts = _plain(mix.to_json())
+    if repeats(p):
+      return Decision(none, ("sample",), counts=counts, resource=_table(mix))
+    gone = np.concatenate([lib.copies_of_keys(key, mix) == 0 for key in keys])
+    return Decision(np.flatnonzero(gone), ("sample",), counts=counts)
 
   def apply(self, batch: pa.RecordBatch, resource: Table) -> pa.RecordBatch:
-    del resource
-    return batch
+    """Puts the copies of each document behind it, and marks those that are not taken."""
+    names = [name.decode() for name in resource["domains"].tolist()]
+    if not names:
+      return set_column(batch, "drop", pa.nulls(batch.num_rows, pa.string()))
+    domains = np.array([names.index(name) for name in batch.column("domain").to_pylist()], int)
+    number = lib.numbers(batch.column("doc_id"), self.params.seed)
+    count = resource["copies"][domains] + (number < resource["threshold"][domains])
+    row = np.repeat(np.arange(batch.num_rows), np.maximum(count, 1))
+    made = batch.take(pa.array(row))
+    place = np.arange(len(row)) - np.searchsorted(row, row)  # among the copies of a document
+    ids = made.column("doc_id").to_pylist()
+    for at in np.flatnonzero(place):
+      ids[at] = copy_id(ids[at], int(place[at]))
+    made = set_column(made, "doc_id", pa.array(ids, pa.binary(ID_BYTES)))
+    reason = pa.array(np.full(len(row), "sample", object), pa.string(), mask=count[row] > 0)
+    return set_column(made, "drop", reason)
 
 
-def _taken(keys: lib.Keys, mix: lib.Mix) -> np.ndarray:
-  """Returns which documents are taken; without repetition that is once or not at all."""
-  shares = [mix.shares[name] for name in keys.domains]
-  whole = np.array([share.copies > 0 for share in shares], bool)
-  threshold = np.array([share.threshold for share in shares], np.uint64)
-  return whole[keys.domain] | (keys.number < threshold[keys.domain])
+def repeats(params: Sample) -> bool:
+  """Whether documents may be taken more than once."""
+  return params.max_epochs > 1
+
+
+def copy_id(doc_id: bytes, number: int) -> bytes:
+  """Returns the id of a further copy of a document; its first copy keeps its own.
+
+  >>> copy_id(bytes(16), 1) == copy_id(bytes(16), 2)
+  False
+  """
+  return hashlib.blake2b(doc_id + b"copy\0%d" % number, digest_size=ID_BYTES).digest()
+
+
+_NOTHING: Table = {
+  "domains": np.zeros(0, "S1"),
+  "copies": np.zeros(0, np.int64),
+  "threshold": np.zeros(0, np.uint64),
+}
+
+
+def _table(mix: lib.Mix) -> Table:
+  """Returns what `apply` needs of a mixture, by domain."""
+  shares = mix.shares.values()
+  return {
+    "domains": np.array([name.encode() for name in mix.shares], "S"),
+    "copies": np.array([share.copies for share in shares], np.int64),
+    "threshold": np.array([share.threshold for share in shares], np.uint64),
+  }
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +165,9 @@ def _plain(value: dict[str, Any]) -> dict[str, Any]:
 def sample(params: Sample) -> _Sample:
   """Takes documents by a hash of their ids, to a budget of tokens and to weights of domains.
 
-  Memory: 16 bytes a document and 16 for its id. See `jdc.prep.sample`; no document is repeated.
+  Memory: 20 bytes a document and 16 for its id. See `jdc.prep.sample`. Where a domain has less
+  than its share, `max_epochs` lets its documents be taken more than once: copies stand behind
+  each other, have ids of their own (`copy_id`), and the source and offset of their document.
   """
   return _Sample(params)
 
@@ -107,8 +179,7 @@ def mix(params: Sample) -> _Sample:
 
 OPERATORS = tuple(
   Operator(
-    function.__name__, "sample", function, Sample, stage_rank=90,
-    cost=10.0,
+    function.__name__, "sample", function, Sample, rewrites=repeats, stage_rank=90, cost=10.0,
   )
   for function in (sample, mix)
 )  # fmt: skip
