@@ -49,8 +49,8 @@ def of_step(
   pointwise = all(slots(policies)[name].pointwise for name in options.weighted_slots)
   if config.accumulation_steps > 1 and not pointwise:
     forward += rows  # losses of the whole batch come before any gradient
-  if observed & REFERENCE and reference_in_step:
-    forward += rows + candidates
+  if reference_in_step:
+    forward += sum(count for names, count in _looks(config, policies) if names & REFERENCE)
   if "target_alignment" in observed and PRODUCT not in observed:
     by_maps, apart = config.target.alignment != "exact", rows
     drawn = 0 if config.target.alignment == "low_rank" else config.target.alignment_rows
@@ -67,16 +67,9 @@ def of_step(
 
 def _differentiated(config: RunConfig, policies: Policies) -> Cost:
   """What the gradients of single rows cost a step, in passes besides the one that trains."""
-  in_step = {n: p for n, p in slots(policies).items() if p.scope == "step"}
-  # Those before the choice look at the candidates, if there is one; the rest at what is kept.
-  before = {"mixture", "selection"} if "selection" in in_step else set()
   forward, backward = passes(features_lib.options(config))
   total = Cost()
-  for names, rows in (
-    (in_step.keys() & before, config.plan.num_candidates),
-    (in_step.keys() - before, config.batch_size),
-  ):
-    observed = frozenset[str]().union(*(in_step[name].observes for name in names))
+  for observed, rows in _looks(config, policies):
     if observed & FIELDS:
       total = total.plus(Cost(rows * forward, rows * backward))
     products = rows * (PRODUCT in observed)
@@ -84,3 +77,16 @@ def _differentiated(config: RunConfig, policies: Policies) -> Cost:
       products += config.target.alignment_rows
     total = total.plus(Cost(products, products))
   return total
+
+
+def _looks(config: RunConfig, policies: Policies) -> list[tuple[frozenset[str], int]]:
+  """Returns what the step's policies observe of the candidates, and of what is kept."""
+  in_step = {n: p for n, p in slots(policies).items() if p.scope == "step"}
+  before = {"mixture", "selection"} if "selection" in in_step else set()
+  return [
+    (frozenset[str]().union(*(in_step[name].observes for name in names)), rows)
+    for names, rows in (
+      (in_step.keys() & before, config.plan.num_candidates),
+      (in_step.keys() - before, config.batch_size),
+    )
+  ]

@@ -20,6 +20,7 @@ MODEL = decoder(
 ALIGNED = policies.combine(weighting=weighting.learning_to_reweight())
 VALUED = policies.combine(selection=selection.in_run_shapley())
 CURVED = policies.combine(selection=selection.in_run_shapley("second"))
+CHOSEN = policies.combine(selection=selection.rho_loss())
 COMPARED = policies.combine(mixture=mixture.doremi())
 
 
@@ -29,7 +30,9 @@ COMPARED = policies.combine(mixture=mixture.doremi())
     (policies.combine(), 0, 0, 0),
     (policies.combine(), 16, 16, 0),
     (COMPARED, 0, 8, 0),
-    (COMPARED, 16, 16 + 8 + 16, 0),
+    (CHOSEN, 16, 16 + 16, 0),
+    (CHOSEN._replace(mixture=mixture.doremi()), 16, 16 + 16, 0),
+    (CHOSEN._replace(weighting=weighting.rho1()), 16, 16 + 16 + 8, 0),
     (ALIGNED, 0, 8 + 8, 3 * 8 + 8),
     (CURVED, 0, 3 * 8 + 2 * 8, 7 * 8 + 4 * 8),
     (ALIGNED, 16, 16 + 8 + 16 + 8, 3 * (8 + 16) + 8),

@@ -57,6 +57,32 @@ CASES = {
   "tsds": ({}, {"draw": "gumbel_top_k", "sweep_rows": 24}),
   "zeroth_order": ({}, DRAWN),
 }
+# Rows passed forward and backward in the runs of `CASES`, besides those that train: of N pool
+# rows or W swept ones in each of R rounds, of K target rows at each refresh, of C candidates in
+# each of S steps with A target rows, and of probes, each before all target rows.
+N, W, R, K, S, B, C, A = 302, 24, 5, 18, NUM_STEPS, 8, 16, 4
+PROBES, REPRESENTATIVES = 2 * 2 * 3, 4 * 2
+COSTS = {
+  "cluster_less": (N + R * (REPRESENTATIVES + 2 * K), R * (REPRESENTATIVES + K)),
+  "coincide": (N, 0),
+  "delta_loss": (R * N, 0),
+  "el2n": (R * W, 0),
+  "from_file": (0, 0),
+  "grand": (R * W, R * W),
+  "greats": (S * (C + C + A) + 2 * K, S * (C + A)),
+  "icons": (R * (W + 2 * K), R * (W + K)),
+  "in_run_shapley": (S * (3 * B + 2 * A), S * (7 * B + 4 * A)),
+  "infobatch": (0, 0),
+  "less": (R * (W + 2 * K), R * (W + K)),
+  "loss": (R * W, 0),
+  "mates": (R * (N + PROBES * (1 + K)), R * PROBES),
+  "near": (R * (N + K), 0),
+  "random": (0, 0),
+  "rho_loss": (S * 2 * C, 0),
+  "tsds": (R * (W + K), 0),
+  "uds": (S * C, 0),
+  "zeroth_order": (R * (N + 2 * K), R * (N + K)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +135,10 @@ def test_resumes_bitwise_in_the_middle_of_a_round(build, assert_same, tmp_path, 
   assert expected.stopped == "finished"
   assert int(expected.state.skipped) == 0
   assert math.isfinite(expected.after["validation/macro_loss"])
+  if name in COSTS:  # not of answers, whose number is up to the model that writes them
+    last = metrics.read_metrics(whole)[-1]
+    spent = last["cost/extra_forward_rows"], last["cost/extra_backward_rows"]
+    assert spent == COSTS[name]
 
   # As if it had been killed in its last step: the files are longer than the checkpoint.
   shutil.copytree(whole, parts)
