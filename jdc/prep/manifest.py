@@ -65,6 +65,8 @@ def accounts(records: Sequence[Record], outputs: Sequence[Record]) -> dict[str, 
     elif info["rows_in"] - info["rows_out"] != sum(info.get("dropped", {}).values()):
       raise RuntimeError(f"shard {shard}: {record['name']} dropped documents without a reason")
     through[shard] = info["rows_out"]
+  for record in outputs:
+    dropped.update(record["info"].get("dropped", {}))
   kept = sum(record["info"]["rows_out"] for record in outputs)
   result = {
     "read": read,
@@ -86,6 +88,8 @@ def finish(
   counts = accounts(run.records, outputs)
   kept = {file[0] for record in [*run.records, *outputs] for file in record["files"].values()}
   if run.plan.output.format == "tokens":
+    if not counts["kept"]:
+      raise ValueError(f"nothing is left to make token shards of:\n{where(counts)}")
     kept |= _write_token_manifest(run, outputs)
   value = {
     "format": FORMAT,
@@ -104,7 +108,7 @@ def finish(
     "accounts": counts,
     "input": _inputs(indexes, run.records),
     "output": _outputs(outputs),
-    "dropped": _visible(run.records, "dropped"),
+    "dropped": _visible([*run.records, *outputs], "dropped"),
     "quarantine": _visible(run.records, "quarantine"),
     "stages": _stages(run.records, outputs),
     "output_hash": _output_hash(outputs),
@@ -135,7 +139,12 @@ def plan_of(value: Mapping[str, Any]) -> PlanSpec:
 
 def summary(value: Mapping[str, Any]) -> str:
   """Returns where the documents went, as text for a terminal."""
-  counts = value["accounts"]
+  size = sum(file["text_bytes"] for file in value["output"])
+  return f"{where(value['accounts'])}, {size / 1e6:.1f} MB of text"
+
+
+def where(counts: Mapping[str, Any]) -> str:
+  """Returns accounts as text."""
   lines = [f"{counts['read']} records read"]
   if counts["made"]:
     lines.append(f"{counts['made']} more made of them")
@@ -144,8 +153,7 @@ def summary(value: Mapping[str, Any]) -> str:
     lines.append(f"{total} {name}")
     ordered = sorted(counts[name].items(), key=lambda item: (-item[1], item[0]))
     lines += [f"  {count:>9}  {reason}" for reason, count in ordered]
-  size = sum(file["text_bytes"] for file in value["output"])
-  lines.append(f"{counts['kept']} kept, {size / 1e6:.1f} MB of text")
+  lines.append(f"{counts['kept']} kept")
   return "\n".join(lines)
 
 
@@ -184,7 +192,7 @@ def _outputs(outputs: Sequence[Record]) -> list[dict[str, Any]]:
   found = []
   for record in outputs:
     info = record["info"]
-    for number, name in enumerate(sorted(record["files"])):
+    for number, name in enumerate(sorted(record["files"].keys() - {"dropped"})):
       path, digest, size = record["files"][name]
       rows, length = (info["rows_out"], info["bytes_out"]) if number == 0 else (0, 0)
       found.append(
@@ -209,7 +217,7 @@ def _write_token_manifest(run: "Run", outputs: Sequence[Record]) -> set[str]:
   for record in outputs:
     info = record["info"]
     splits = {name: token_manifest.ShardFile(**held) for name, held in info["splits"].items()}
-    shards.append(tokens.PackedShard({info["domain"]: splits}, info["without_tokens"]))
+    shards.append(tokens.PackedShard({info["domain"]: splits}, []))
   options = tokens.TokenOptions(**check.output_at(run.plan.output, run.root).tokens)
   tokens.write_manifest(run.folder / "data", shards, options)
   return {f"data/{token_manifest.FILE}", f"data/{token_manifest.TOKENIZER}"}
@@ -220,9 +228,11 @@ def _visible(records: Sequence[Record], name: str) -> list[str]:
 
 
 def _output_hash(outputs: Sequence[Record]) -> str:
-  return content_hash(
-    [[r["info"]["domain"], sorted(f[1] for f in r["files"].values())] for r in outputs]
-  )
+  held = [
+    [r["info"]["domain"], sorted(f[1] for name, f in r["files"].items() if name != "dropped")]
+    for r in outputs
+  ]
+  return content_hash(held)
 
 
 def _stages(records: Sequence[Record], outputs: Sequence[Record]) -> list[dict[str, Any]]:

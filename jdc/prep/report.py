@@ -103,8 +103,6 @@ def _added(total: np.ndarray, more: list[int]) -> np.ndarray:
 
 def _card(run: "Run", manifest: dict[str, Any], value: dict[str, Any]) -> None:
   """Writes the dataset card beside the data."""
-  try:
-    from jdc.prep.sinks import card
-  except ImportError:
-    return
+  from jdc.prep.sinks import card
+
   card.write_card(manifest, value, run.folder)

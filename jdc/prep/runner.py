@@ -63,6 +63,7 @@ class Run:
     files.check_readable(self.files, plan.input)
     expect.check_names(plan)
     self.engine_name, self.workers, self.report = engine_name, workers, report
+    self._keep_dropped = keep_dropped
     self.records: list[Record] = []  # of all that the result consists of
     self.reused = self.done = 0
     self._decisions: dict[int, dict[int, dict[str, Any]]] = {}  # step -> shard -> files
@@ -300,7 +301,16 @@ class Run:
     code: str,
   ) -> tasks.OutputTask:
     spec = check.output_at(self.plan.output, self.root)
-    return tasks.OutputTask(str(self.folder), domain, number, spec, tuple(parts), size, code)
+    return tasks.OutputTask(
+      root=str(self.folder),
+      domain=domain,
+      number=number,
+      spec=spec,
+      parts=tuple(parts),
+      size=size,
+      code=code,
+      keep_dropped=self._keep_dropped,
+    )
 
 
 def run(plan: PlanSpec, output: str | Path, **options: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jdc.prep import globals_, links, readers, tables
-from jdc.prep.batches import BadRecord, Piece
+from jdc.prep.batches import ID_BYTES, BadRecord, Piece
 from jdc.prep.links import Handler, Place, Record
 from jdc.prep.readers import files
 from jdc.prep.spec import InputSpec, OutputSpec, content_hash
@@ -329,6 +329,7 @@ class OutputTask:
     parts: (view, first document, number of documents) counted over those of the domain.
     size: bytes of their texts.
     code: hash of what writes, and of the tokenizer.
+    keep_dropped: whether texts of documents without tokens are kept.
   """
 
   root: str
@@ -338,6 +339,7 @@ class OutputTask:
   parts: tuple[tuple[View, int, int], ...]
   size: int
   code: str
+  keep_dropped: bool = False
 
   @property
   def key(self) -> str:
@@ -345,13 +347,15 @@ class OutputTask:
     held = [[view.hashes, first, count] for view, first, count in self.parts]
     spec = self.spec.model_dump(mode="json", exclude={"shard_mb"})
     spec["tokens"] = {k: v for k, v in spec["tokens"].items() if k != "tokenizer"}
+    if spec["format"] == "tokens":
+      spec["keep_dropped"] = self.keep_dropped
     return content_hash(["output", self.domain, self.number, spec, held, self.code])
 
   def run(self) -> Record:
     """Returns the record of the file."""
     begin = time.process_time()
     rows = sum(count for _, _, count in self.parts)
-    info = {"domain": self.domain, "rows_out": rows, "bytes_out": self.size}
+    info = {"domain": self.domain, "rows_in": rows, "rows_out": rows, "bytes_out": self.size}
     files = self._write_tokens(info) if self.spec.format == "tokens" else self._write()
     return {
       "key": self.key,
@@ -377,7 +381,6 @@ class OutputTask:
     name = f"part-{self.number:05d}-{self.key[:8]}"
     options = tokens.TokenOptions(**self.spec.tokens)
     packed = tokens.pack_shard(self._batches(), name, folder, options)
-    info["without_tokens"] = packed.without_tokens
     info["splits"] = {k: v._asdict() for k, v in packed.files.get(self.domain, {}).items()}
     files = {}
     for split, held in info["splits"].items():
@@ -385,6 +388,28 @@ class OutputTask:
         path = folder / held[what]
         size = path.stat().st_size
         files[f"{split}.{what}"] = Written(f"data/{held[what]}", hash_file(path), size)
+    return {**files, **self._drop(packed.without_tokens, info)}
+
+  def _drop(self, without_tokens: Sequence[str], info: dict[str, Any]) -> dict[str, Written]:
+    """Writes which documents became no token, and takes them off what was kept."""
+    if not without_tokens:
+      return {}
+    gone = pa.array([bytes.fromhex(i) for i in without_tokens], pa.binary(ID_BYTES))
+    dropped = links.DroppedFile(
+      Place(Path(self.root), self.number), f"tokens-{self.domain}", self.keep_dropped
+    )
+    try:
+      for batch in self._batches():
+        batch = batch.filter(pc.is_in(batch.column("doc_id"), gone))
+        if batch.num_rows:
+          dropped.add(batch, pa.array(["no_tokens"] * batch.num_rows))
+          info["bytes_out"] -= int(links.byte_lengths(batch).sum())
+      files = dropped.finish()
+    except BaseException:
+      dropped.discard()
+      raise
+    info["dropped"] = dict(dropped.reasons)
+    info["rows_out"] -= dropped.reasons.total()
     return files
 
   def _batches(self) -> Iterator[pa.RecordBatch]:

@@ -85,6 +85,29 @@ def test_token_shards_open_for_training_and_are_made_once(raw):
   }
 
 
+def test_documents_without_tokens_are_dropped_with_a_reason(raw):
+  with open(raw / "raw" / "web.jsonl", "a") as file:
+    file.write('{"text": ""}\n{"text": "!?!"}\n{"text": "web"}\n')
+  bare_tokenizer(raw / "bare.json")
+  output = {"format": "tokens", "tokens": {"tokenizer": "bare.json", "eos": False}}
+  made = run(raw, output=output)
+  accounts = made["accounts"]
+  assert accounts["dropped"] == {"no_tokens": 2}
+  assert accounts["read"] == accounts["kept"] + 2 == 83
+  assert sum(file["rows"] for file in made["output"]) == 81
+  dropped = [row for p in made["dropped"] for row in pq.read_table(raw / "out" / p).to_pylist()]
+  data = (raw / "raw" / "web.jsonl").read_bytes()
+  lines = [data[row["offset"] :].partition(b"\n")[0] for row in dropped]
+  assert lines == [b'{"text": ""}', b'{"text": "!?!"}']
+  assert run(raw, output=output) == made
+  assert runner.run(
+    PlanSpec.from_dict(made["plan"]), raw / "out", root=raw, report=False, keep_dropped=True
+  )["output_hash"] == made["output_hash"]  # fmt: skip
+  (raw / "raw" / "web.jsonl").write_text('{"text": ""}\n')
+  with pytest.raises(ValueError, match=r"nothing is left to make token shards of:\n1 records"):
+    run(raw, output=output, paths=("raw/web.jsonl",))
+
+
 @pytest.mark.parametrize(
   ("output", "expected"),
   [
