@@ -1,0 +1,1 @@
+"""Documents by their meaning: embeddings, clusters of them, and duplicates within clusters."""
