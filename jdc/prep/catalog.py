@@ -27,6 +27,10 @@ class Params(pydantic.BaseModel):
     """Returns what is wrong with the contents of these files, whose paths can be opened."""
     return []
 
+  def essence(self) -> dict[str, Any]:
+    """Returns what changes what comes out, as JSON values; by default all parameters."""
+    return self.model_dump(mode="json")
+
   def at(self, root: Path) -> Self:
     """Returns the parameters with paths that start at the plan's folder."""
     del root
@@ -66,6 +70,8 @@ class Operator:
       (`code_hash`).
     uses: of a predicate, and of dedup and sample where keys are made of signals, (signals
       operator, its parameters) for given parameters.
+    parts: of filters, (predicate, its parameters) of what they consist of; rules that are no
+      operators stand as a filter of their own.
     prepare: of signals that measure by a file made once for a run, before documents are read:
       params -> `Prepared`; the function gets the file's path as a third argument.
     keys_of: of dedup and sample, the parameters that keys depend on; `None`: on all.
@@ -84,6 +90,7 @@ class Operator:
   provides: tuple[str, ...] = ()
   code: tuple[str, ...] = ()
   uses: Callable[[Any], tuple[tuple[str, Mapping[str, Any]], ...]] | None = None
+  parts: Callable[[Any], tuple[tuple[str, Mapping[str, Any]], ...]] | None = None
   prepare: Callable[[Any], Prepared] | None = None
   keys_of: tuple[str, ...] | None = None
   rewrites: bool | Callable[[Any], bool] = False

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +29,37 @@ def order_problems(plan: PlanSpec) -> list[str]:
   found: list[str] = []
   before: list[tuple[int, Operator]] = []
   provided = {"text", "fields"}
-  for number, step in enumerate(plan.step, start=1):
-    operator = ops.OPERATORS.get(step.op)
-    if operator is None:
-      continue
+  for number, operator in _operators(plan):
+    op = operator.name
     for earlier, held in before:
       why = operator.not_after.get(held.name)
       if why:
         found.append(
-          f"step {number} ({step.op}) cannot come after step {earlier} ({held.name}): {why}"
+          f"step {number} ({op}) cannot come after step {earlier} ({held.name}): {why}"
         )
     for column in operator.needs:
       if column not in provided:
         makers = [o.name for o in ops.OPERATORS.values() if column in o.provides]
         found.append(
-          f"step {number} ({step.op}) needs the column {column!r}, which nothing before it "
+          f"step {number} ({op}) needs the column {column!r}, which nothing before it "
           f"provides; {', '.join(makers) or 'no operator'} does"
         )
     provided |= set(operator.provides)
     before.append((number, operator))
   return found
+
+
+def _operators(plan: PlanSpec) -> Iterator[tuple[int, Operator]]:
+  """Yields the operators of a plan, and those that its filters consist of."""
+  for number, step in enumerate(plan.step, start=1):
+    operator = ops.OPERATORS.get(step.op)
+    if operator is None:
+      continue
+    yield number, operator
+    if operator.parts and not operator.check(step.params, ""):
+      for name, _ in operator.parts(operator.make_params(step.params)):
+        if name != step.op:
+          yield number, ops.OPERATORS[name]
 
 
 def remarks(plan: PlanSpec) -> list[str]:
@@ -86,12 +98,14 @@ def resolve(plan: PlanSpec, root: Path) -> list[stages.Step]:
 
 def _file_problems(step: stages.Step) -> list[str]:
   """Returns what is wrong with the files that a step names."""
-  found = [f"{path}: no such file" for path in step.files() if not Path(path).is_file()]
-  if not found and isinstance(step.values, Params):
-    try:
-      found = step.values.file_problems()
-    except (OSError, UnicodeDecodeError) as error:
-      found = [str(error)]
+  paths = stages.files_of(step)
+  found = [f"{path}: no such file" for path in paths if not Path(path).is_file()]
+  for part in stages.parts(step) if not found else ():
+    if isinstance(part.values, Params):
+      try:
+        found += part.values.file_problems()
+      except OSError as error:
+        found.append(str(error))
   return [f"step {step.number} ({step.op}): {line}" for line in found]
 
 
@@ -143,7 +157,7 @@ def essence(plan: PlanSpec, root: Path) -> dict[str, Any]:
     "jdc_pipeline": plan.jdc_pipeline,
     "input": plan.input.model_dump(mode="json"),
     "steps": {
-      f"{step.number} {step.op}": json.loads(step.params) for step in resolve(plan, root)
+      f"{step.number} {step.op}": json.loads(step.essence) for step in resolve(plan, root)
     },
     "output": plan.output.model_dump(mode="json"),
   }

@@ -342,10 +342,14 @@ class _Masking:
 class SelectLink(_Masking):
   """Drops documents by bounds of their signals; the first rule that fails is the reason."""
 
+  def __init__(self, place: Place, link: Link):
+    super().__init__(place, link)
+    self._steps = [part for step in link.steps for part in stages.parts(step)]
+
   def feed(self, batch: pa.RecordBatch, rows: np.ndarray) -> tuple[pa.RecordBatch, np.ndarray]:
     reason = np.zeros(batch.num_rows, np.int64)
     names: list[str] = []
-    for step in self._link.steps:
+    for step in self._steps:
       for name, bad in step.operator.function(self._signals(step, batch), step.values).items():
         names.append(name)
         reason[bad & (reason == 0)] = len(names)

@@ -106,6 +106,7 @@ def finish(
       for step in run.steps
     },
     "accounts": counts,
+        **_rules(step),
     "input": _inputs(indexes, run.records),
     "output": _outputs(outputs),
     "dropped": _visible([*run.records, *outputs], "dropped"),
@@ -125,6 +126,12 @@ def read(folder: Path) -> dict[str, Any]:
   """Returns the manifest of a run that came to its end; ValueError if there is none."""
   try:
     value = json.loads((folder / NAME).read_text(encoding="utf-8"))
+def _rules(step: stages.Step) -> dict[str, Any]:
+  """Returns the predicates of a filter with all their parameters."""
+  held = {part.op: json.loads(part.params) for part in stages.parts(step) if part != step}
+  return {"rules": held} if held else {}
+
+
   except (OSError, ValueError) as error:
     raise ValueError(f"{folder}: holds no manifest of a run: {error}") from error
   if value["status"] != "complete":

@@ -37,8 +37,14 @@ class Step(NamedTuple):
   @property
   def identity(self) -> list[Any]:
     """What determines what the step does, but its code."""
-    stamps = [_file_hash(path, _stamp(path)) for path in self.files()]
-    return [self.op, self.params, stamps]
+    stamps = [_file_hash(path, _stamp(path)) for path in files_of(self)]
+    return [self.op, self.essence, stamps]
+
+  @property
+  def essence(self) -> str:
+    """Those of the parameters that change what comes out, as canonical JSON."""
+    values = _parsed(self.op, self.params)
+    return canonical_json(values.essence()) if isinstance(values, Params) else self.params
 
   @property
   def keys_identity(self) -> list[Any]:
@@ -59,11 +65,6 @@ class Step(NamedTuple):
     """Whether a global step changes or copies documents instead of dropping some."""
     held = self.operator.rewrites
     return held(self.values) if callable(held) else held
-
-  def files(self) -> tuple[str, ...]:
-    """Returns the files that the parameters name."""
-    values = self.values
-    return values.files() if isinstance(values, Params) else ()
 
 
 @functools.lru_cache(maxsize=512)
@@ -89,7 +90,22 @@ def make_step(number: int, name: str, given: Mapping[str, Any], root: str) -> St
   return Step(number, name, canonical_json(values.model_dump(mode="json")), root)
 
 
-Kind = Literal["text", "select", "keys", "apply", "tally"]
+def parts(step: Step) -> list[Step]:
+  """Returns the predicates of a filter, each as a step; of other steps the step."""
+  split = step.operator.parts
+  if split is None:
+    return [step]
+  held = split(_parsed(step.op, step.params))
+  return [make_step(step.number, name, given, step.root) for name, given in held]
+
+
+def files_of(step: Step) -> list[str]:
+  """Returns the files that the parameters of a step name."""
+  values = [part.values for part in parts(step)]
+  return [path for value in values if isinstance(value, Params) for path in value.files()]
+
+
+Kind = Literal["text", "model", "select", "keys", "apply", "tally"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,12 +169,13 @@ def _optional(operator: Operator) -> bool:
 
 
 def measures(step: Step) -> list[Step]:
-  """Returns the steps of kind `signals` that a step reads."""
-  uses = step.operator.uses
-  return [
-    make_step(step.number, *used, step.root)
-    for used in (uses(_parsed(step.op, step.params)) if uses else ())
-  ]
+  """Returns the steps of kind `signals` that a step reads, each once."""
+  found: dict[Step, None] = {}
+  for part in parts(step):
+    uses = part.operator.uses
+    for used in uses(_parsed(part.op, part.params)) if uses else ():
+      found[make_step(step.number, *used, step.root)] = None
+  return list(found)
 
 
 def compile_plan(
@@ -270,6 +287,9 @@ def _with_code(link: Link) -> Link:
 
 def step_code(step: Step) -> str:
   """Returns a hash of the code behind a step."""
-  operator = step.operator
-  objects = [operator.function, operator.params, *filter(None, [operator.prepare])]
-  return code_hash.of_objects(objects, operator.code).hash
+  hashes = []
+  for operator in dict.fromkeys(part.operator.name for part in (step, *parts(step))):
+    held = ops.OPERATORS[operator]
+    objects = [held.function, held.params, *filter(None, [held.prepare])]
+    hashes.append(code_hash.of_objects(objects, held.code).hash)
+  return content_hash(hashes)

@@ -24,6 +24,7 @@ GIVEN = {
   "filter": {"rules": {"gopher": {}, "fineweb": {}, "compression_ratio": {}}},
   "rename": {"mapping": {"id": "number"}},
   "select": {"fields": ["id"]},
+  "mix": {"max_epochs": 2.0},
   "derive": {"fields": {"label": "{id}"}},
 }
 
@@ -66,7 +67,8 @@ def carry_out(step):
     ids = [np.frombuffer(b"".join(batch.column("doc_id").to_pylist()), np.uint8).reshape(4, 16)]
     fetch = lambda rows: iter([batch.column("text").take(pa.array(rows))])
     decision = op.decide([table], globals_.Context(ids, fetch, Path(step.root)))
-    op.apply(batch, decision.resource or {})
+    if decision.resource is not None:
+      op.apply(batch, decision.resource)
 
 
 def modules_that_run(step):

@@ -291,6 +291,117 @@ def test_fields_are_renamed_and_selected(raw):
   assert np.all(np.diff(table.column("offset").to_numpy()) > 0)
 
 
+def test_fields_are_derived_from_templates(tmp_path):
+  (tmp_path / "raw").mkdir()
+  rows = [
+    {"title": "Figs", "text": "They grow.", "meta": {"n": 2, "by": None}},
+    {"title": "Plums", "text": "They, too.", "meta": {"n": 3.5, "by": "Ann {x}"}},
+    {"text": "No title.", "meta": {"n": [1, "é"], "by": "Bob"}},
+  ]
+  (tmp_path / "raw" / "web.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  fields = {
+    "text": "# {title}\n\n{text}",
+    "label": "{meta.n}{{}} of {jdc.source}@{jdc.offset}",
+    "kind": "constant",
+    "title": "{title}!",
+  }
+  made = run(tmp_path, step("derive", fields=fields), paths=("raw/web.jsonl",))
+  assert made["accounts"]["dropped"] == {"derive": 1}
+  found = rows_of(tmp_path, made)
+  assert [row["text"] for row in found] == ["# Figs\n\nThey grow.", "# Plums\n\nThey, too."]
+  assert [json.loads(row["fields"]) for row in found] == [
+    {"title": f"{name}!", "meta": meta, "label": f"{meta['n']}{{}} of raw/web.jsonl@{offset}",
+     "kind": "constant"}
+    for name, meta, offset in zip(
+      ("Figs", "Plums"), (rows[0]["meta"], rows[1]["meta"]),
+      (row["offset"] for row in found), strict=True,
+    )
+  ]  # fmt: skip
+  fields = {"text": "{title}|{meta.by}|{text}"}
+  empty = step("derive", fields=fields, missing="empty")
+  found = rows_of(tmp_path, run(tmp_path, empty, paths=("raw/web.jsonl",)))
+  assert [row["text"] for row in found] == [
+    "Figs||They grow.", "Plums|Ann {x}|They, too.", "|Bob|No title.",
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", ["{", "{}", "{n:3}", "{n!r}", "a}"])
+def test_templates_that_are_none(template):
+  with pytest.raises(ValueError, match=r"step 1 \(derive\): fields=.*label"):
+    PlanSpec.from_dict(
+      {
+        "jdc_pipeline": 1,
+        "input": {"paths": ["a"]},
+        "step": [{"op": "derive", "fields": {"label": template}}],
+      }
+    )
+
+
+def test_every_predicate_stands_in_a_filter_as_by_itself(tmp_path):
+  (tmp_path / "raw").mkdir()
+  question = "How many red figs are there in the basket under the old tree?"
+  texts = [
+    "Quite short.",
+    "The rotten figs lie under the old trees, and the wasps eat them all day long.",
+    f"Quiz: {question} Twelve of them, says the book that we read.",
+    "Les figues mûrissent lentement sous le vieil arbre du jardin de ma grand-mère.",
+    "The figs ripen slowly under the old tree in the garden of my grandmother here.",
+    "The plums ripen slowly under the old tree in the garden of my grandfather now.",
+  ]
+  hosts = ["bad.example" if i == 5 else "good.example" for i in range(6)]
+  rows = [
+    {"text": text, "url": f"https://{host}/"} for text, host in zip(texts, hosts, strict=True)
+  ]
+  (tmp_path / "raw" / "web.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  (tmp_path / "words.txt").write_text("rotten\n")
+  (tmp_path / "hosts.txt").write_text("bad.example\n")
+  (tmp_path / "exam.jsonl").write_text(json.dumps({"question": question}) + "\n")
+  rules = {
+    "decontaminate": {"against": ["exam.jsonl"]},
+    "blocklist": {"path": "words.txt"},
+    "url_blocklist": {"path": "hosts.txt"},
+    "language": {"min_score": 0.1},
+    "word_count": {"min": 5},
+  }
+  together = run(tmp_path, step("filter", rules=rules), paths=("raw/*.jsonl",))
+  reasons = {
+    "blocklist": 1, "decontaminate": 1, "language": 1, "url_blocklist": 1, "word_count": 1,
+  }  # fmt: skip
+  assert together["accounts"]["dropped"] == reasons
+  dropped = (tmp_path / "out" / path for path in together["dropped"])
+  columns = {name for path in dropped for name in pq.read_schema(path).names}
+  assert {"lang", "n_words"} < columns
+  assert any(name.startswith("blocklist_hits#") for name in columns)
+  held = together["operators"]["1 filter"]["rules"]["language"]
+  assert held == {"keep": ["en"], "max_bytes": 512, "min_score": 0.1}
+  assert "\nlanguage:\n- " in (tmp_path / "out" / "README.md").read_text()
+  steps = [step(name, **given) for name, given in reversed(rules.items())]
+  apart = run(tmp_path, *steps, paths=("raw/*.jsonl",))
+  assert apart["output_hash"] == together["output_hash"]
+  (tmp_path / "words.txt").write_text("rotten\ngarden\n")  # what a list holds counts here, too
+  again = run(tmp_path, step("filter", rules=rules), paths=("raw/*.jsonl",))
+  assert again["accounts"]["dropped"]["blocklist"] == 2 + 1
+
+
+@pytest.mark.parametrize(
+  ("rules", "expected"),
+  [
+    ({"exact_dedup": {}}, "exact_dedup bounds no signal .*: make it a step of its own"),
+    ({"mask_pii": {}}, "mask_pii bounds no signal .*: make it a step of its own"),
+    ({"langauge": {}}, "unknown rule 'langauge', did you mean 'language'"),
+    ({"signals": {}}, "unknown rule 'signals'"),
+    ({"language": {"keep": ["english"]}}, "language: keep.0='english'"),
+    ({"blocklist": {}}, "blocklist: path must be given"),
+    ({"word_count": {"min": -1}, "language": 3}, "language: accepted: a table"),
+    ({"blocklist": {"path": "no.txt"}}, r"step 1 \(filter\): .*no.txt: no such file"),
+    ({"sft_filter": {}}, r"step 1 \(sft_filter\) needs the column 'messages'"),
+  ],
+)
+def test_what_cannot_stand_in_a_filter(raw, rules, expected):
+  with pytest.raises(ValueError, match=expected):
+    run(raw, step("filter", rules=rules))
+
+
 def test_lists_of_words_and_of_hosts(tmp_path):
   (tmp_path / "raw").mkdir()
   rows = [

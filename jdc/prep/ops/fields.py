@@ -1,12 +1,16 @@
 """Operators that change the fields of records beside their text."""
 
+import functools
 import json
-from typing import Any, Literal
+import string
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pydantic
 
-from jdc.prep.batches import set_column
+from jdc.prep.batches import replace_text, set_column
 from jdc.prep.catalog import Operator, Params
 from jdc.prep.readers.jsonl import dump
 
@@ -33,6 +37,83 @@ def rename(batch: pa.RecordBatch, params: Rename) -> pa.RecordBatch:
   """Renames fields of the records, old name to new name."""
   names = params.mapping
   return _mapped(batch, lambda record: {names.get(k, k): v for k, v in record.items()})
+
+
+class Derive(Params):
+  """See `derive`."""
+
+  fields: Annotated[dict[str, str], pydantic.Field(min_length=1)] = pydantic.Field(
+    description="By name of a field its template."
+  )
+  missing: Literal["drop", "empty"] = pydantic.Field(
+    "drop", description="What becomes of a record that lacks a field of a template."
+  )
+
+  @pydantic.field_validator("fields")
+  @classmethod
+  def _are_templates(cls, value: dict[str, str]) -> dict[str, str]:
+    for name, template in value.items():
+      try:
+        _template(template)
+      except ValueError as error:
+        raise ValueError(f"{name}: {template!r}: {error}") from None
+    return value
+
+
+def derive(batch: pa.RecordBatch, params: Derive) -> pa.RecordBatch:
+  """Makes fields of templates, such as text = "{title}\\n\\n{text}"; {{ and }} are braces.
+
+  A name in braces stands for the record's field of that name, strings as they are and other
+  values as JSON; {meta.url} for a field of a field; {text} for the text; {jdc.source},
+  {jdc.offset} and {jdc.domain} for where the record comes from. A template without braces is
+  a constant. The field `text` is the text. All templates see the record as it came. A record
+  that lacks a field, or has null there, is dropped, or with missing="empty" gets "" for it.
+  """
+  templates = {name: _template(template) for name, template in params.fields.items()}
+  texts, fields, missing = [], [], []
+  for row in batch.select(_SEEN).to_pylist():
+    record = json.loads(row["fields"])
+    seen = {**record, "text": row["text"], "jdc": row}
+    held = {name: [_value(seen, field) for _, field in t] for name, t in templates.items()}
+    lacks = any(value is None for values in held.values() for value in values)
+    made = {
+      name: "".join(
+        before + (value or "") for (before, _), value in zip(parts, held[name], strict=True)
+      )
+      for name, parts in templates.items()
+    }
+    texts.append(made.pop("text", row["text"]))
+    fields.append(dump({**record, **made}))
+    missing.append("derive" if lacks and params.missing == "drop" else None)
+  batch = replace_text(batch, pa.array(texts, pa.string()))
+  batch = set_column(batch, "fields", pa.array(fields, pa.string()))
+  return set_column(batch, "drop", pa.array(missing, pa.string()))
+
+
+_SEEN = ["source", "offset", "domain", "text", "fields"]
+
+
+@functools.cache
+def _template(text: str) -> tuple[tuple[str, str], ...]:
+  """Returns (text before, name of a field) of each part of a template; the last has no name."""
+  found = []
+  for before, name, spec, conversion in string.Formatter().parse(text):
+    if spec or conversion or name == "":
+      raise ValueError("accepted in braces: the name of a field, alone")
+    found.append((before, name or ""))
+  return tuple(found)
+
+
+def _value(record: Mapping[str, Any], name: str) -> str | None:
+  """Returns a field as text, `None` where there is none; nothing for no name."""
+  if not name:
+    return ""
+  value: Any = record
+  for key in [name] if name in record else name.split("."):
+    value = value.get(key) if isinstance(value, Mapping) else None
+  if value is None or isinstance(value, str):
+    return value
+  return json.dumps(value, ensure_ascii=False)
 
 
 class SftNormalize(Params):
@@ -68,6 +149,10 @@ def _mapped(batch: pa.RecordBatch, function: Any) -> pa.RecordBatch:
 OPERATORS = (
   Operator("select", "map", select, Select, needs=("fields",), stage_rank=5, cost=5.0),
   Operator("rename", "map", rename, Rename, needs=("fields",), stage_rank=4, cost=5.0),
+  Operator(
+    "derive", "map", derive, Derive, needs=("fields",), provides=("text",), stage_rank=7,
+    cost=8.0,
+  ),
   Operator(
     "sft_normalize", "map", sft_normalize, SftNormalize, needs=("fields",),
     provides=("text", "messages"), stage_rank=6, cost=20.0,

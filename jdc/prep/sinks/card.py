@@ -85,7 +85,7 @@ def _front_matter(manifest: Mapping[str, Any], domains: Mapping[str, Mapping[str
   rows = sum(held["rows"] for held in domains.values())
   size = next((name for most, name in _SIZES if rows < most), "n>1T")
   lines = ["---", f"pretty_name: {_yaml(_name(manifest))}"]
-  if languages := _languages(manifest["plan"]):
+  if languages := _languages(manifest["operators"]):
     lines += ["language:", *(f"- {_yaml(code)}" for code in languages)]
   lines += ["task_categories:", "- text-generation", "size_categories:", f"- {_yaml(size)}"]
   lines += ["tags:", "- jdc"]
@@ -103,14 +103,14 @@ def _front_matter(manifest: Mapping[str, Any], domains: Mapping[str, Mapping[str
   return "\n".join([*lines, "---"])
 
 
-def _languages(plan: Mapping[str, Any]) -> list[str]:
+def _languages(operators: Mapping[str, Any]) -> list[str]:
   """The languages that a step kept alone; of several steps those that all kept."""
   kept: list[set[str]] = []
-  for step in plan.get("step", ()):
-    rules = step.get("rules", {})
-    held = step if step["op"] == "language" else rules.get("language", {})
-    if isinstance(held, Mapping) and held.get("keep"):
-      kept.append(set(held["keep"]))
+  for name, held in operators.items():
+    rules = held.get("rules", {})
+    params = held["params"] if name.endswith(" language") else rules.get("language", {})
+    if params.get("keep"):
+      kept.append(set(params["keep"]))
   return sorted(set.intersection(*kept)) if kept else []
 
 

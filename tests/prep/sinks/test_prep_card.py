@@ -19,6 +19,14 @@ MANIFEST = {
       {"op": "minhash_dedup", "bands": 14, "why": "near_dup=0.1 | 0.2"},
     ],
   },
+  "operators": {
+    "1 fix_unicode": {"params": {"form": "NFC"}},
+    "2 filter": {
+      "params": {"rules": {"word_count": {"min": 50}, "language": {}}},
+      "rules": {"filter": {}, "language": {"keep": ["en"], "min_score": 0.65}},
+    },
+    "3 minhash_dedup": {"params": {"bands": 14}},
+  },
   "versions": {"jdc": "0.1.0", "pyarrow": "25.0.1"},
   "accounts": {
     "read": 2000,
@@ -107,7 +115,7 @@ def test_says_how_token_shards_were_made():
 
 def test_without_steps_or_losses():
   manifest = copy.deepcopy(MANIFEST)
-  manifest["plan"] = {}
+  manifest["plan"] = manifest["operators"] = {}
   manifest["accounts"] |= {"dropped": {}, "quarantined": {}}
   manifest["output"] = [
     {**file, "path": file["path"] + ".array_record"} for file in manifest["output"]
@@ -136,9 +144,9 @@ def test_classes_of_size(rows, expected):
 
 def test_languages_are_those_that_all_steps_kept():
   manifest = copy.deepcopy(MANIFEST)
-  manifest["plan"]["step"].append({"op": "language", "keep": ["de", "en"]})
+  manifest["operators"]["4 language"] = {"params": {"keep": ["de", "en"]}}
   assert front_matter(card(manifest, REPORT))["language"] == ["en"]
-  manifest["plan"]["step"][1]["rules"].pop("language")
+  manifest["operators"]["2 filter"]["rules"].pop("language")
   assert front_matter(card(manifest, REPORT))["language"] == ["de", "en"]
 
 
