@@ -82,6 +82,22 @@ def test_agrees_with_the_library(library, text):
     assert found == name or abs(score - probability) < 1e-3
 
 
+def test_random_bytes_agree_with_the_library(library):
+  """Of lengths in one batch: parts are walked side by side, those left over by themselves."""
+  rng = np.random.default_rng(0)
+  letters = [
+    *map(chr, range(32, 127)),
+    *"éüßñøąěčžлдагнеиабשלוםمرحבكनमते你好世界かなカナ한글ไทย",
+  ]
+  sizes = [*range(20), 63, 64, 65, 200, 511, 513, 700]
+  texts = ["".join(rng.choice(letters, size)) + "a" * repeats
+           for repeats in (0, 40) for size in rng.permutation(sizes)]  # fmt: skip
+  found = language(pa.array(texts), 100_000)
+  for text, name, score in zip(texts, found["lang"], found["lang_score"], strict=True):
+    wanted, probability = expected(library, text)
+    assert (name, score) == (wanted, pytest.approx(probability, abs=1e-3)) or name == "und"
+
+
 def expected_of_parts(library, text, max_bytes):
   """The model's answer for the parts that are read of a long text, sequence by sequence."""
   data, size = text.encode(), max_bytes // 8
