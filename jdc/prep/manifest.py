@@ -102,11 +102,11 @@ def finish(
       f"{step.number} {step.op}": {
         "code": stages.step_code(step),
         "params": json.loads(step.params),
+        **_rules(step),
       }
       for step in run.steps
     },
     "accounts": counts,
-        **_rules(step),
     "input": _inputs(indexes, run.records),
     "output": _outputs(outputs),
     "dropped": _visible([*run.records, *outputs], "dropped"),
@@ -122,16 +122,16 @@ def finish(
   return value
 
 
-def read(folder: Path) -> dict[str, Any]:
-  """Returns the manifest of a run that came to its end; ValueError if there is none."""
-  try:
-    value = json.loads((folder / NAME).read_text(encoding="utf-8"))
 def _rules(step: stages.Step) -> dict[str, Any]:
   """Returns the predicates of a filter with all their parameters."""
   held = {part.op: json.loads(part.params) for part in stages.parts(step) if part != step}
   return {"rules": held} if held else {}
 
 
+def read(folder: Path) -> dict[str, Any]:
+  """Returns the manifest of a run that came to its end; ValueError if there is none."""
+  try:
+    value = json.loads((folder / NAME).read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
     raise ValueError(f"{folder}: holds no manifest of a run: {error}") from error
   if value["status"] != "complete":
