@@ -22,6 +22,7 @@ PREP = [
   "resiliparse>=2.0",
   "warcio>=1.7.5",
 ]
+LLM = [*PREP, "aiohttp>=3.13", "jsonschema-rs>=0.37"]
 HF = [*TOKENIZERS, "jinja2>=3.1.6", "transformers>=5.0"]
 # What results are compared with; this release of torch installs without CUDA.
 PEERS = ["peft>=0.21", "safetensors>=0.6", "torch==2.13.0"]
@@ -63,11 +64,12 @@ setup(
     "parquet": PARQUET,
     "zstd": ZSTD,
     "prep": PREP,
+    "llm": LLM,
     "tfds": TFDS,
     "tokenizers": TOKENIZERS,
     "hf": HF,
     "lm_eval": [*HF, "lm-eval>=0.4.13"],
     "wandb": ["wandb>=0.19"],
-    "tests": [*TESTS, *PARQUET, *ZSTD, *PREP, *TFDS, *HF, *PEERS],
+    "tests": [*TESTS, *PARQUET, *ZSTD, *LLM, *TFDS, *HF, *PEERS],
   },
 )

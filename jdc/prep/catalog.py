@@ -11,7 +11,7 @@ import pydantic
 
 from jdc.prep import problems
 
-Kind = Literal["map", "signals", "predicate", "filter", "dedup", "sample"]
+Kind = Literal["map", "signals", "predicate", "filter", "dedup", "sample", "model"]
 
 
 class Params(pydantic.BaseModel):
@@ -59,7 +59,7 @@ class Operator:
     name: what a plan calls it.
     kind: `map` changes text or fields; `signals` measures documents; `predicate` bounds
       signals and drops what is out of bounds; `filter` is several predicates; `dedup` and
-      `sample` decide over all documents at once.
+      `sample` decide over all documents at once; `model` asks a language model.
     function: by kind. map: (batch, params) -> batch. signals: (batch, params) -> a NumPy array
       or Arrow array a signal. predicate: (signals, params) -> reason -> bool[rows], true where
       a document goes. dedup and sample: params -> a `globals_.GlobalOp`.

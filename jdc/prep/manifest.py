@@ -60,7 +60,11 @@ def accounts(records: Sequence[Record], outputs: Sequence[Record]) -> dict[str, 
       read += info["rows_in"] + sum(info["quarantined"].values())
       other.update({k: info[k] for k in ("blank_lines", "other_records") if k in info})
     dropped.update(info.get("dropped", {}))
-    if record["link_kind"] == "text":
+    if record["link_kind"] == "model":
+      quarantined.update(info["quarantined"])
+      gone = [*info["dropped"].values(), *info["quarantined"].values()]
+      made += info["rows_out"] - info["rows_in"] + sum(gone)
+    elif record["link_kind"] == "text":
       made += info["rows_out"] - info["rows_in"] + sum(info.get("dropped", {}).values())
     elif info["rows_in"] - info["rows_out"] != sum(info.get("dropped", {}).values()):
       raise RuntimeError(f"shard {shard}: {record['name']} dropped documents without a reason")
@@ -258,6 +262,10 @@ def _stages(records: Sequence[Record], outputs: Sequence[Record]) -> list[dict[s
         held[key] = held.get(key, 0) + info[key]
     if "counts" in info:
       held["counts"] = info["counts"]
+    if "model" in info:
+      counts = held.setdefault("counts", {})
+      for key, value in info["model"].items():
+        counts[key] = round(counts.get(key, 0) + value, 6)
     reasons[name].update(info.get("dropped", {}))
   for name, held in sums.items():
     if reasons[name]:

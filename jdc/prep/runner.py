@@ -3,9 +3,9 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jdc.prep import check, code_hash, engine, expect, manifest, stages, store, tasks
 from jdc.prep.batches import Piece
@@ -14,6 +14,9 @@ from jdc.prep.spec import PlanSpec, content_hash
 from jdc.prep.stages import Link, Phase
 from jdc.prep.store import Written
 from jdc.prep.tables import View
+
+if TYPE_CHECKING:
+  from jdc.prep.llm.lane import Lane
 
 _LOG = logging.getLogger(__name__)
 Record = dict[str, Any]
@@ -69,6 +72,8 @@ class Run:
     self._decisions: dict[int, dict[int, dict[str, Any]]] = {}  # step -> shard -> files
     self._resources: dict[int, dict[str, Any]] = {}
     self._prepared: dict[str, Written] = {}
+    self._lane: Lane | None = None  # where models are asked
+    self._asked: set[tuple[int, str]] = set()  # what it was given, by shard and link
 
   def execute(self) -> dict[str, Any]:
     """Does what is not done yet; returns the manifest.
@@ -84,6 +89,7 @@ class Run:
       self._commits = store.Commits(self.folder)
       self._engine = engine.open_engine(self.engine_name, self.workers)
       try:
+        self._lane = self._open_lane()
         indexes = self._index()
         self.shards = [Shard(pieces) for pieces in files.shards(indexes, self.plan.input)]
         self._prepare()
@@ -93,8 +99,19 @@ class Run:
         self.reused = len(self.records) + len(outputs) - self.done
         return manifest.finish(self, indexes, outputs, time.monotonic() - begin)
       finally:
+        if self._lane is not None:
+          self._lane.close()
         self._engine.close()
         self._commits.close()
+
+  def _open_lane(self) -> "Lane | None":
+    """Returns what asks models beside the engine; `None` where no step does."""
+    models = [step.values for step in self.steps if step.operator.kind == "model"]
+    if not models:
+      return None
+    from jdc.prep.llm.lane import Lane
+
+    return Lane(self.folder, models)
 
   def _index(self) -> list[files.FileIndex]:
     """Passes over input files that are new or changed."""
@@ -141,12 +158,41 @@ class Run:
       waiting = [n for n, shard in enumerate(shards) if shard.at < len(phase.links)]
       if not waiting:
         break
-      groups = self._groups(phase, waiting, shards)
-      for _, _, records in self._engine.run(groups):
+      self._ask(phase, waiting, shards)
+      computed = [n for n in waiting if phase.links[shards[n].at].kind != "model"]
+      for _, _, records in self._engine.run(self._groups(phase, computed, shards)):
         for record in records:
           self._commit(record)
+        # What is ready for a model goes there while the rest is computed.
+        ready = {record["shard"] for record in records}
+        for number in ready:
+          self._walk(phase, number, shards[number])
+        self._ask(phase, ready, shards)
+        self._take(wait=False)
+      if not computed:
+        self._take(wait=True)
     if phase.step is not None:
       self._decide(phase, shards)
+
+  def _ask(self, phase: Phase, numbers: Iterable[int], shards: Sequence[Shard]) -> None:
+    """Gives shards to the lane of models that are at a link of its."""
+    for number in numbers:
+      shard = shards[number]
+      link = phase.links[shard.at] if shard.at < len(phase.links) else None
+      if link is None or link.kind != "model" or (number, link.name) in self._asked:
+        continue
+      from jdc.prep.llm.task import ModelTask
+
+      assert self._lane is not None
+      assert shard.view is not None
+      self._asked.add((number, link.name))
+      key = self._key(link, number, shard)
+      self._lane.submit(ModelTask(str(self.folder), number, link, key, shard.view))
+
+  def _take(self, *, wait: bool) -> None:
+    """Commits what the lane of models has done; waits for something if told to."""
+    for record in self._lane.take(wait=wait) if self._lane is not None else ():
+      self._commit(record)
 
   def _walk(self, phase: Phase, number: int, shard: Shard) -> None:
     """Goes over links that are committed."""
@@ -193,6 +239,8 @@ class Run:
 
   def _chain(self, phase: Phase, number: int, shard: Shard) -> tasks.ChainTask:
     links = phase.links[shard.at :]
+    asking = [place for place, link in enumerate(links) if link.kind == "model"]
+    links = links[: asking[0]] if asking else links
     masking = 0
     while masking < len(links) and links[masking].kind in ("select", "apply"):
       masking += 1

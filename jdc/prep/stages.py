@@ -113,10 +113,11 @@ class Link:
   """A part of a chain: each has its own commit.
 
   Attributes:
-    kind: `text` reads, changes and measures documents; `select` drops by signals; `keys` makes
-      the table of a global step; `apply` drops what it decided; `tally` counts what is left.
+    kind: `text` reads, changes and measures documents; `model` asks a language model; `select`
+      drops by signals; `keys` makes the table of a global step; `apply` drops what it decided;
+      `tally` counts what is left.
     name: of its folder in `work/`.
-    steps: of `text` its maps, of `select` its predicates, else the global step.
+    steps: of `text` its maps, of `select` its predicates, else the one step.
     signals: of `text`, what measures.
     code: hash of the code behind it.
     options: what else determines its output.
@@ -206,6 +207,7 @@ class _Builder:
     self._phase_of_text = 0
     self._maps: list[Step] = []
     self._texts = 0
+    self._by_model = False  # whether the present text is a model's, and has no signals
 
   def add(self, step: Step) -> None:
     kind = step.operator.kind
@@ -215,26 +217,35 @@ class _Builder:
       self._select(step)
     elif kind in ("dedup", "sample"):
       self._barrier(step)
+    elif kind == "model":
+      self._ask(step)
     else:
       raise ValueError(f"step {step.number}: {step.op} is of kind {kind}, not a step")
 
-  def _start_text(self) -> None:
+  def _start_text(self, *, measured: bool = False) -> None:
     """Puts the maps so far into a link; signals are added to it until the next map."""
-    if self._at is not None and not self._maps:
+    if self._at is not None and not self._maps and not (measured and self._by_model):
       return
     first = not self._texts
     self._texts += 1
-    name = f"{self._texts:02d}-" + ("text" if first else self._maps[0].op)
+    name = f"{self._texts:02d}-" + (self._maps[0].op if self._maps and not first else "text")
     options = self._spec if first else "{}"
     self._links.append(
       Link("text", name, tuple(self._maps), options=options, reads_input=first)
     )
-    self._maps = []
+    self._maps, self._by_model = [], False
+    self._at = len(self._links) - 1
+    self._phase_of_text = len(self._phases)
+
+  def _ask(self, step: Step) -> None:
+    self._start_text()
+    self._links.append(Link("model", f"{step.number:02d}-{step.op}", (step,)))
+    self._by_model = True
     self._at = len(self._links) - 1
     self._phase_of_text = len(self._phases)
 
   def _select(self, step: Step) -> None:
-    self._start_text()
+    self._start_text(measured=True)
     for measure in measures(step):
       self._add_signals(measure)
     last = self._links[-1] if self._links else None
@@ -256,7 +267,7 @@ class _Builder:
       self._phases[self._phase_of_text] = phase._replace(links=tuple(links))
 
   def _barrier(self, step: Step) -> None:
-    self._start_text()
+    self._start_text(measured=bool(measures(step)))
     for measure in measures(step):
       self._add_signals(measure)
     self._links.append(Link("keys", f"{step.number:02d}-{step.op}", (step,)))

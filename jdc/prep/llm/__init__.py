@@ -1,0 +1,1 @@
+"""Language models as operators: prompts, answers, a cache, budgets, servers and checkpoints."""

@@ -1,0 +1,82 @@
+"""Budgets: nothing is sent that might use more than is left."""
+
+import asyncio
+
+from jdc.prep.llm.answers import Reply, Spent
+from jdc.prep.llm.params import Budget
+
+_TEMPLATE = 64  # tokens that a chat template may put around messages
+
+
+class UsedUp(RuntimeError):
+  """A budget is used up."""
+
+
+class Purse:
+  """What was used of a model, and what requests under way may still use.
+
+  Args:
+    model: its name.
+    spent: what earlier runs in the folder used.
+  """
+
+  def __init__(self, model: str, spent: Spent):
+    self.model, self.spent = model, spent
+    self._under_way = Spent()
+    self._count = 0
+    self._changed = asyncio.Condition()
+
+  async def reserve(self, budget: Budget, body: bytes, max_tokens: int) -> Spent:
+    """Waits until a request fits, at the most that it may use: a token a byte.
+
+    Raises:
+      UsedUp: if it does not fit even when nothing is under way.
+    """
+    most = Spent(1, len(body) + _TEMPLATE, max_tokens)
+    async with self._changed:
+      while over := self._over(budget, _sum(_sum(self.spent, self._under_way), most)):
+        if not self._count:
+          raise UsedUp(self._message(budget, over))
+        await self._changed.wait()
+      self._under_way, self._count = _sum(self._under_way, most), self._count + 1
+    return most
+
+  async def settle(self, reserved: Spent, reply: Reply | None) -> None:
+    """Counts what a request used; `None`: it was not answered."""
+    async with self._changed:
+      self._under_way = Spent(*(a - b for a, b in zip(self._under_way, reserved, strict=True)))
+      self._count -= 1
+      if reply is not None:
+        self.spent = self.spent.plus(reply)
+      self._changed.notify_all()
+
+  def _over(self, budget: Budget, used: Spent) -> list[str]:
+    """Returns the limits that would be passed."""
+    limits = {name: getattr(budget, name) for name in Spent._fields}
+    found = [
+      name
+      for name, limit in limits.items()
+      if limit is not None and getattr(used, name) > limit
+    ]
+    if budget.money is not None and money(budget, used) > budget.money:
+      found.append("money")
+    return found
+
+  def _message(self, budget: Budget, over: list[str]) -> str:
+    used = {**self.spent._asdict(), "money": round(money(budget, self.spent), 6)}
+    parts = [f"{name}: {used[name]} of {getattr(budget, name)} used" for name in over]
+    return f"the budget of model {self.model!r} does not last: {', '.join(parts)}"
+
+
+def money(budget: Budget, used: Spent) -> float:
+  """Returns what tokens cost.
+
+  >>> money(Budget(prompt_price=2.0, completion_price=8.0), Spent(1, 500_000, 250_000))
+  3.0
+  """
+  prompt = used.prompt_tokens * budget.prompt_price
+  return (prompt + used.completion_tokens * budget.completion_price) / 1e6
+
+
+def _sum(a: Spent, b: Spent) -> Spent:
+  return Spent(*(x + y for x, y in zip(a, b, strict=True)))
