@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from jdc.prep.text import language_kernel as kernel
-from jdc.prep.text import language_model
+from jdc.prep.text import language_tables
 from jdc.prep.text.buffers import to_buffers
 
 UNKNOWN = "und"
@@ -48,7 +48,7 @@ def language(text: pa.StringArray, max_bytes: int = 512) -> dict[str, np.ndarray
   """
   if max_bytes < 64:
     raise ValueError(f"max_bytes must be at least 64, got {max_bytes}")
-  model = language_model.load()
+  model = language_tables.load()
   offsets, data = to_buffers(text)
   first, starts, ends = kernel.parts(data, offsets, max_bytes)
   best, scores = kernel.classify(

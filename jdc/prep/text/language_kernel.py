@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 
-from jdc.prep.text.language_model import LANES
+from jdc.prep.text.language_tables import LANES
 
 PARTS = 8
 _LANES = LANES  # also the parts that are walked side by side

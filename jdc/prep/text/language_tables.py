@@ -1,10 +1,17 @@
 """The model of py3langid as arrays that are laid out for the caches."""
 
+import contextlib
 import functools
+import importlib.metadata
+import os
+import tempfile
+import zipfile
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+_LAYOUT = 1  # of the files of `_write`; a change makes earlier ones count as not there
 LANES = 8  # rows of weights that 16 bits hold the sum of
 # Languages of one macrolanguage that written text does not tell apart reliably (ISO 639-3).
 _MACROLANGUAGE = {"wuu": "zh", "yue": "zh"}
@@ -32,7 +39,49 @@ class Model(NamedTuple):
 
 @functools.cache
 def load() -> Model:
-  """Returns the model."""
+  """Returns the model.
+
+  To unpack the library's own file takes about a second, so that the arrays are kept in
+  $JDC_CACHE, else in ~/.cache/jdc. A file there that is not whole is written again; where none
+  can be written, the library's is unpacked every time.
+  """
+  path = _path()
+  with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    return _read(path)
+  model = _laid_out()
+  with contextlib.suppress(OSError):
+    _write(path, model)
+  return model
+
+
+def _path() -> Path:
+  folder = Path(os.environ.get("JDC_CACHE") or "~/.cache/jdc").expanduser()
+  version = importlib.metadata.version("py3langid")
+  return folder / f"language-{version}-{_LAYOUT}.npz"
+
+
+def _read(path: Path) -> Model:
+  with (
+    open(path, "rb") as opened,
+    np.load(opened, allow_pickle=False) as file,
+  ):  # and check sums
+    held = {name: file[name] for name in Model._fields}
+  return Model(**held | {"weights": _aligned(held["weights"]), "scale": float(held["scale"])})
+
+
+def _write(path: Path, model: Model) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  try:
+    with os.fdopen(handle, "wb") as file:
+      np.savez(file, **model._asdict())
+    os.replace(partial, path)
+  except BaseException:
+    os.unlink(partial)
+    raise
+
+
+def _laid_out() -> Model:
   from py3langid.langid import MODEL_DIR, MODEL_FILE  # type: ignore[import-untyped]
   from py3langid.modelio import load_model  # type: ignore[import-untyped]
 
@@ -82,11 +131,17 @@ def _rounded(logs: np.ndarray) -> tuple[np.ndarray, float]:
   """
   least = logs.min()
   scale = 2.0 ** np.floor(np.log2((65535 // LANES) / (logs.max() - least)))
-  shape = len(logs) + 1, -(-logs.shape[1] // 16) * 16
-  memory = np.zeros(shape[0] * shape[1] + 32, np.uint16)
-  begin = -memory.ctypes.data % 64 // 2  # no load of a vector then lies in two lines
-  weights = memory[begin : begin + shape[0] * shape[1]].reshape(shape)
+  weights = np.zeros((len(logs) + 1, -(-logs.shape[1] // 16) * 16), np.uint16)
   logs = logs * np.float32(scale)
   logs += np.float32(0.5 - scale * least)
   weights[1:, : logs.shape[1]] = logs
-  return weights, float(scale)
+  return _aligned(weights), float(scale)
+
+
+def _aligned(values: np.ndarray) -> np.ndarray:
+  """Returns the array in memory where no load of a vector lies in two lines of the cache."""
+  memory = np.empty(values.size + 32, values.dtype)
+  begin = -memory.ctypes.data % 64 // values.itemsize
+  result = memory[begin : begin + values.size].reshape(values.shape)
+  result[...] = values
+  return result
