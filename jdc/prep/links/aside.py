@@ -1,0 +1,128 @@
+"""What is set aside of a shard: records that were refused, documents that were dropped."""
+
+import base64
+import json
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+
+from jdc.prep import batches, tables
+from jdc.prep.batches import BadRecord
+from jdc.prep.links.base import Place
+from jdc.prep.store import AtomicFile, Written
+from jdc.prep.tables import TableFile
+
+_DROPPED = (
+  pa.field("doc_id", pa.binary(batches.ID_BYTES)),
+  pa.field("source", pa.string()),
+  pa.field("offset", pa.int64()),
+  pa.field("domain", pa.string()),
+  pa.field("reason", pa.string()),
+  pa.field("duplicate_of", pa.binary(batches.ID_BYTES)),
+  pa.field("similarity", pa.float64()),
+)
+
+
+class Quarantine:
+  """The bad records of a shard, one JSON object each: place, cause and raw bytes.
+
+  Raw bytes are `raw` where they are UTF-8, else `raw_base64`; of more than a mebibyte the
+  first mebibyte, since the source holds them all at its offset.
+  """
+
+  def __init__(self, place: Place, strict: bool):
+    self._place, self._strict = place, strict
+    self._file: AtomicFile | None = None
+    self.causes: Counter[str] = Counter()
+
+  def add(self, bad: BadRecord) -> None:
+    """Sets a record aside; ValueError if that is not allowed."""
+    if self._strict:
+      raise ValueError(f"{bad}; input.on_bad_line is 'error'")
+    raw = bad.raw[: 1 << 20]
+    held: dict[str, Any] = {"source": bad.source, "line": bad.line, "offset": bad.offset}
+    held |= {"cause": bad.cause, "length": len(bad.raw)}
+    try:
+      held["raw"] = raw.decode("utf-8")
+    except UnicodeDecodeError:
+      held["raw_base64"] = base64.b64encode(raw).decode()
+    if self._file is None:
+      root = self._place.root
+      self._file = AtomicFile(root, self._place.visible("quarantine", "jsonl"))
+    self._file.file.write((json.dumps(held, ensure_ascii=False) + "\n").encode())
+    self.causes[cause_kind(bad.cause)] += 1
+
+  def finish(self) -> Written | None:
+    """Makes the file appear, if there is one."""
+    return self._file.commit() if self._file else None
+
+  def discard(self) -> None:
+    """Leaves nothing behind."""
+    if self._file:
+      self._file.discard()
+
+
+def cause_kind(cause: str) -> str:
+  """Returns a cause without what differs from record to record.
+
+  >>> (
+  ...   cause_kind("invalid UTF-8 at byte 17"),
+  ...   cause_kind("invalid JSON: Expecting value: line 1"),
+  ... )
+  ('invalid UTF-8', 'invalid JSON')
+  """
+  return cause.partition(":")[0].partition(" at ")[0]
+
+
+class DroppedFile:
+  """What a link dropped of a shard, with reasons and signals.
+
+  Args:
+    place: of the shard.
+    name: of the link.
+    keep_text: whether the texts go along.
+  """
+
+  def __init__(self, place: Place, name: str, keep_text: bool):
+    self._place, self._name, self._keep_text = place, name, keep_text
+    self._file: TableFile | None = None
+    self.reasons: Counter[str] = Counter()
+
+  def add(
+    self,
+    batch: pa.RecordBatch,
+    reason: pa.Array,
+    duplicate_of: pa.Array | None = None,
+    similarity: pa.Array | None = None,
+  ) -> None:
+    """Adds documents with the reason of each; all of them go."""
+    self.reasons.update(reason.to_pylist())
+    columns = {field.name: batch.column(field.name) for field in _DROPPED[:4]}
+    columns["reason"] = reason
+    none = pa.nulls(batch.num_rows, pa.binary(batches.ID_BYTES))
+    columns["duplicate_of"] = none if duplicate_of is None else duplicate_of
+    unknown = pa.nulls(batch.num_rows, pa.float64())
+    columns["similarity"] = unknown if similarity is None else similarity
+    fields = [*_DROPPED]
+    for name, values in tables.signals_of(batch).items():
+      short = name.removeprefix("signal:")
+      columns[short] = values
+      fields.append(pa.field(short, values.type))
+    if self._keep_text:
+      columns["text"] = batch.column("text")
+      fields.append(pa.field("text", pa.string()))
+    part = pa.RecordBatch.from_arrays(list(columns.values()), schema=pa.schema(fields))
+    if self._file is None:
+      pattern = self._place.visible(f"dropped/{self._name}", "parquet")
+      self._file = TableFile(self._place.root, pattern, part.schema)
+    self._file.write(part)
+
+  def finish(self) -> dict[str, Written]:
+    """Makes the file appear, if there is one."""
+    return {"dropped": self._file.commit()} if self._file else {}
+
+  def discard(self) -> None:
+    """Leaves nothing behind."""
+    if self._file:
+      self._file.discard()

@@ -1,0 +1,123 @@
+"""Links that drop documents: by their signals, or as a global step decided."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import parquet
+
+from jdc.prep import batches, stages, tables
+from jdc.prep.links.aside import DroppedFile
+from jdc.prep.links.base import Place, Record
+from jdc.prep.stages import Link, Step
+from jdc.prep.tables import View
+
+
+class _Masking:
+  """What links that drop documents have in common."""
+
+  def __init__(self, place: Place, link: Link):
+    self._place, self._link = place, link
+    self._dropped = DroppedFile(place, link.name, json.loads(link.options)["text"])
+    self._kept: list[np.ndarray] = []
+    self._seen = 0
+
+  def _drop(
+    self,
+    batch: pa.RecordBatch,
+    rows: np.ndarray,
+    reason: pa.Array,
+    duplicate_of: pa.Array | None = None,
+    similarity: pa.Array | None = None,
+  ) -> tuple[pa.RecordBatch, np.ndarray]:
+    """Drops the documents that have a reason; the others have null."""
+    self._seen += batch.num_rows
+    gone = pc.is_valid(reason)
+    bad = gone.to_numpy(zero_copy_only=False)
+    self._kept.append(rows[~bad])
+    if not bad.any():
+      return batch, rows
+    extra = [None if v is None else v.filter(gone) for v in (duplicate_of, similarity)]
+    self._dropped.add(batch.filter(gone), reason.filter(gone), *extra)
+    return batch.filter(pc.invert(gone)), rows[~bad]
+
+  def finish(self, view: View | None) -> tuple[View, Record]:
+    assert view is not None
+    kept = np.concatenate([np.zeros(0, np.int64), *self._kept])
+    path = self._place.root / view.text.path
+    mask = np.zeros(parquet.read_metadata(path).num_rows, bool)
+    mask[kept] = True
+    pattern = self._place.work(self._link.name, "mask", "npy")
+    written = tables.save_array(self._place.root, pattern, mask)
+    files = {"mask": written}
+    files |= self._dropped.finish()
+    info = {
+      "rows_in": self._seen,
+      "rows_out": len(kept),
+      "dropped": dict(sorted(self._dropped.reasons.items())),
+    }
+    return View(view.text, written), {"files": files, "info": info}
+
+  def discard(self) -> None:
+    self._dropped.discard()
+
+
+class SelectLink(_Masking):
+  """Drops documents by bounds of their signals; the first rule that fails is the reason."""
+
+  def __init__(self, place: Place, link: Link):
+    super().__init__(place, link)
+    self._steps = [part for step in link.steps for part in stages.parts(step)]
+
+  def feed(self, batch: pa.RecordBatch, rows: np.ndarray) -> tuple[pa.RecordBatch, np.ndarray]:
+    reason = np.zeros(batch.num_rows, np.int64)
+    names: list[str] = []
+    for step in self._steps:
+      for name, bad in step.operator.function(self._signals(step, batch), step.values).items():
+        names.append(name)
+        reason[bad & (reason == 0)] = len(names)
+    indices = pa.array(reason - 1, pa.int64(), mask=reason == 0)
+    return self._drop(batch, rows, pa.array(names, pa.string()).take(indices))
+
+  @staticmethod
+  def _signals(step: Step, batch: pa.RecordBatch) -> dict[str, Any]:
+    """Returns the signals that a predicate reads, by their names."""
+    found = {}
+    for measure in stages.measures(step):
+      for name in measure.operator.provides:
+        column = batch.column(stages.signal_column(measure, name))
+        numbers = pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
+        found[name] = column.to_numpy(zero_copy_only=False) if numbers else column
+    return found
+
+
+class ApplyLink(_Masking):
+  """Drops what a global step decided."""
+
+  def __init__(self, place: Place, link: Link, decision: Mapping[str, Any]):
+    super().__init__(place, link)
+    self._row = tables.load_array(place.root, decision["row"])
+    self._reasons_of: tuple[str, ...] = tuple(decision["reasons"])
+    arrays = ("reason", "kept", "similarity")
+    self._arrays = {
+      n: tables.load_array(place.root, decision[n]) for n in arrays if n in decision
+    }
+
+  def feed(self, batch: pa.RecordBatch, rows: np.ndarray) -> tuple[pa.RecordBatch, np.ndarray]:
+    if not len(self._row):
+      return self._drop(batch, rows, pa.nulls(batch.num_rows, pa.string()))
+    place = np.minimum(np.searchsorted(self._row, rows), len(self._row) - 1)
+    gone = self._row[place] == rows
+    which = self._arrays.get("reason", np.zeros(len(self._row), np.int64))[place]
+    names = pa.array(self._reasons_of, pa.string())
+    reason = names.take(pa.array(which, pa.int64(), mask=~gone))
+    kept = similarity = None
+    if "kept" in self._arrays:
+      ids = [bytes(i) for i in self._arrays["kept"][place]]
+      kept = pa.array(ids, pa.binary(batches.ID_BYTES))
+    if "similarity" in self._arrays:
+      similarity = pa.array(self._arrays["similarity"][place], pa.float64(), from_pandas=True)
+    return self._drop(batch, rows, reason, kept, similarity)
