@@ -20,7 +20,8 @@ def numbers(ids: np.ndarray, seed: int = 0) -> np.ndarray:
   >>> numbers(np.arange(32, dtype=np.uint8).reshape(2, 16)).tolist()
   [16948066040305719136, 3590336067688820166]
   """
-  value = np.ascontiguousarray(ids[:, :8]).view("<u8")[:, 0] + np.uint64(seed) * _MIX[0]
+  salt = np.uint64(seed * int(_MIX[0]) % 2**64)
+  value = np.ascontiguousarray(ids[:, :8]).view("<u8")[:, 0] + salt
   for shift in (np.uint64(30), np.uint64(27)):
     value = (value ^ (value >> shift)) * _MIX[1]
   return value ^ (value >> np.uint64(31))

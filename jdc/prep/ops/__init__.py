@@ -1,10 +1,36 @@
 """The operators, by name; what each does is in `jdc.prep.text`, `.kernels` and beside them."""
 
 from jdc.prep.catalog import Operator
-from jdc.prep.ops import dedup, fields, filters, llm, sampling, selection, semantic, text
+from jdc.prep.ops import (
+  dedup,
+  fields,
+  filters,
+  importance,
+  likelihood,
+  llm,
+  percentiles,
+  quality,
+  sampling,
+  selection,
+  semantic,
+  text,
+)
 
 OPERATORS: dict[str, Operator] = {
   operator.name: operator
-  for module in (text, fields, filters, selection, dedup, semantic, sampling, llm)
+  for module in (
+    text,
+    fields,
+    filters,
+    selection,
+    quality,
+    likelihood,
+    dedup,
+    semantic,
+    percentiles,
+    importance,
+    sampling,
+    llm,
+  )
   for operator in module.OPERATORS
 }

@@ -20,7 +20,7 @@ def write(
   Args:
     batch: of documents that all have a value.
     doc_ids: u8[N, 16], ascending.
-    values: i32[N].
+    values: [N], whole numbers where they become domains.
     into: name of the field; `domain` writes the domain `cluster_00017`, or `cluster_none`.
   """
   found = values[find(doc_ids, sampling.id_bytes(batch.column("doc_id")))].tolist()

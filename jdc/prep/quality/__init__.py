@@ -1,0 +1,1 @@
+"""Quality of documents: a classifier that learns from examples, and what it was learnt from."""
