@@ -61,6 +61,7 @@ from jdc.data.plan import PlanSpec
 from jdc.models.base import MESH_AXES, LanguageModel
 from jdc.models.cross_entropy import ChunkSize, token_cross_entropy, weighted_cross_entropy
 from jdc.policies import mixture
+from jdc.train import config as c
 from jdc.train import loop, setup
 from jdc.train import state as state_lib
 from jdc.train.optimizer import make_optimizer
@@ -123,6 +124,9 @@ def bench_loop() -> None:
       run = loop.Run(model, optimizer, schedule, chosen, domains, make_config())
       workdir = f"{folder}/{name.replace(' ', '_')}"
       loops[f"jdc {name}"] = steps(run, workdir)
+    tabled = make_config(logging=c.LoggingConfig(example_table=True))
+    run = loop.Run(model, optimizer, schedule, policies.combine(), domains, tabled)
+    loops["jdc with a table"] = steps(run, f"{folder}/table")
     seconds = interleave(loops, PAIRS.value)
   base = seconds.pop("hand-written")
   print(f"hand-written step: {milliseconds(base)}")

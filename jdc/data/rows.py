@@ -93,6 +93,10 @@ class RowTable:
       )
     ]
 
+  def pieces(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first piece of each row, i64[N + 1], and the tokens of each piece, i32[P]."""
+    return self._arrays["row_offsets"], self._arrays["piece_length"]
+
   def _where(self, document: int) -> str:
     start, end = self._arrays["where_offsets"][document : document + 2]
     return self._arrays["where"][start:end].tobytes().decode("utf-8")

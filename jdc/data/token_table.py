@@ -118,6 +118,12 @@ class TokenTable:
     pieces = range(*index.row_pieces[local : local + 2].tolist())
     return [_piece(index, piece) for piece in pieces]
 
+  def pieces(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first piece of each row, i64[N + 1], and the tokens of each piece, i32[P]."""
+    counts = [np.diff(index.row_pieces) for index in self._indexes]
+    start = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+    return start, np.concatenate([index.piece_length for index in self._indexes])
+
   def where(self, row: int) -> str:
     """Returns the documents of a row, each as `DOC_ID SOURCE@OFFSET`, joined by `; `."""
     return "; ".join(piece.where for piece in self.documents(row))

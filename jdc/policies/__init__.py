@@ -19,6 +19,7 @@ from jdc.policies.base import (
 from jdc.policies.combinators import after, ema, floor, importance_corrected, keep, temperature
 from jdc.policies.combine import Policies, combine
 from jdc.policies.holding import every, sweep_due
+from jdc.policies.observing import observing
 from jdc.policies.stages import schedule
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
   "importance_corrected",
   "keep",
   "mixture",
+  "observing",
   "ordering",
   "sampling",
   "schedule",

@@ -14,6 +14,7 @@ import optax
 
 from jdc.data import plan
 from jdc.data.filled import FilledTable
+from jdc.data.formats import import_extra
 from jdc.data.loader import Loader, LoaderIterator, Pool
 from jdc.data.pack import Domain
 from jdc.eval import perplexity
@@ -25,6 +26,7 @@ from jdc.train import (
   checkpoint,
   checks,
   cost,
+  example_table,
   process,
   rounds,
   setup,
@@ -38,6 +40,7 @@ from jdc.train import state as state_lib
 from jdc.train import sweeps as sweeps_lib
 from jdc.train.arrange import make_arrange
 from jdc.train.config import RunConfig
+from jdc.train.example_table import ExampleTable
 from jdc.train.record import Record
 from jdc.train.responses import Responses
 from jdc.train.step import make_train_step
@@ -141,6 +144,9 @@ def steps(
   slot_checks.check_decisions(decisions, spec, policies, config.plan.max_segments)
   recorded = sources.recorded_decisions(config, spec, workdir)
   options = setup.step_options(config, decisions, policies, recorded)
+  pieces = _pieces(run)
+  if pieces is not None:
+    options = dataclasses.replace(options, num_pieces=pieces.most)
 
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     # Where the run stands: at the newest intact checkpoint, or at its start.
@@ -201,12 +207,17 @@ def steps(
     round_rows = _continue(iterator, saved)
     decides_in_step = policies.mixture is not None and policies.mixture.scope == "step"
     pushes = decides_in_step and decisions["mixture"].logits is not None
+    examples = None
+    if pieces is not None:
+      trained = {name: domain.train for name, domain in run.domains.items()}
+      examples = ExampleTable(trained, pieces, saved.arrays if saved else {}, step)
     record = Record(
       Path(workdir), spec, config, step, described["config"], host.get("record"),
       weighted=options.row_weights or any(
         decisions[name].weights is not None for name in options.weighted_slots
       ),
       token_weights=any(d.token_weights is not None for d in decisions.values()),
+      examples=examples,
     )  # fmt: skip
     stack.enter_context(process.closing(record))
     if pool.reference is not None and not saved:
@@ -237,7 +248,9 @@ def steps(
         record.flush()  # what the checkpoint covers must survive it
         content: dict[str, Any] = {**described, "before": before, "after": after}
         content |= {"plan": iterator.get_state(), "record": record.to_json()}
-        checkpoints.save(step, state_lib.saved_part(state), content, _arrays(round_rows))
+        checkpoints.save(
+          step, state_lib.saved_part(state), content, _arrays(round_rows, examples)
+        )
         # The checkpoint before this one is on the disk, this one perhaps not yet.
         sweeps_lib.forget(f"{workdir}/sweeps", saved_step)
 
@@ -258,6 +271,8 @@ def steps(
           begun = round_start(state, int(iterator.state.round), round_rows)
           record.spend(begun.cost)
           state, round_rows = begun.state, _begin(iterator, begun)
+          if examples is not None and begun.rows is not None:
+            examples.round(begun.rows)
           record.round(step, begun.metrics)
       try:
         batch = next(iterator)
@@ -310,9 +325,10 @@ def _continue(
     return None
   iterator.set_state(saved.host["plan"])
   _LOG.info("continuing from step %d", saved.step)
-  if not saved.arrays:
+  held = {name: saved.arrays[name] for name in plan.RoundRows._fields if name in saved.arrays}
+  if not held:
     return None
-  rows = plan.RoundRows(**saved.arrays)
+  rows = plan.RoundRows(**held)
   iterator.resume_round(rows)
   return rows
 
@@ -325,10 +341,19 @@ def _begin(iterator: LoaderIterator, begun: rounds.RoundStart) -> plan.RoundRows
   return begun.rows
 
 
-def _arrays(rows: plan.RoundRows | None) -> dict[str, np.ndarray]:
-  if rows is None:
-    return {}
-  return {name: x for name, x in rows._asdict().items() if x is not None}
+def _arrays(
+  rows: plan.RoundRows | None, examples: ExampleTable | None
+) -> dict[str, np.ndarray]:
+  kept = {} if rows is None else {n: x for n, x in rows._asdict().items() if x is not None}
+  return kept if examples is None else kept | examples.arrays()
+
+
+def _pieces(run: Run) -> example_table.Pieces | None:
+  """Of the rows, where a table of examples is kept; before anything compiles."""
+  if not run.config.logging.example_table:
+    return None
+  import_extra("pyarrow.parquet", "parquet")
+  return example_table.pieces_of([domain.train for domain in run.domains.values()])
 
 
 def _compile(

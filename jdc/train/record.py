@@ -17,6 +17,7 @@ from jdc.data.plan import PlanState
 from jdc.policies.base import RunSpec
 from jdc.train.config import RunConfig
 from jdc.train.cost import Cost
+from jdc.train.example_table import ExampleTable
 from jdc.train.step import StepOutput
 
 _LOG = logging.getLogger("jdc")
@@ -34,6 +35,7 @@ class Record:
     saved: what `to_json` returned at `step`, or `None` in a fresh run.
     weighted: whether examples have weights.
     token_weights: whether single tokens have.
+    examples: the table of examples, where one is kept.
   """
 
   def __init__(
@@ -47,8 +49,10 @@ class Record:
     *,
     weighted: bool = False,
     token_weights: bool = False,
+    examples: ExampleTable | None = None,
   ):
     self._weighted, self._token_weights = weighted, token_weights
+    self._workdir, self.examples = workdir, examples
     self._spec, self._config = spec, config
     self._window = metrics_lib.Window(spec.num_domains)
     self._tokens = self._skipped = 0
@@ -117,6 +121,8 @@ class Record:
     out: Any = jax.device_get(output)
     done = int(after.step)
     self._window.add(out.domain, out.loss_B, out.num_tokens_B, out.weight_B, out.example_id)
+    if self.examples is not None:
+      self.examples.step(out, done)
     tokens = int(out.num_tokens_B.sum())
     self._tokens += tokens
     self._skipped += int(out.skipped)
@@ -187,6 +193,8 @@ class Record:
     if self._main:
       for file in self._files:
         file.flush()
+      if self.examples is not None:
+        self.examples.write(self._workdir)
 
   def to_json(self) -> dict[str, Any]:
     """Returns what a resumed run needs to write the same metrics."""

@@ -147,6 +147,9 @@ class LoggingConfig:
   every_steps: int = 10
   tensorboard: bool = True
   wandb_project: str = ""  # empty: no W&B
+  # Whether `examples.parquet` is written at each checkpoint: what was learnt about every
+  # example, by document; see `jdc.train.example_table`.
+  example_table: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jdc.data.batch import inputs_and_targets
+from jdc.data.batch import RowInputs, inputs_and_targets
 from jdc.data.loader import Batch
 from jdc.models.base import LanguageModel
 from jdc.policies.base import Decision
@@ -51,6 +51,10 @@ class StepOutput(NamedTuple):
   mixture_logits: jax.Array | None  # f32[K], of a step-scope mixture
   share_filled: jax.Array | None  # f32[], of the positions of packed rows that hold tokens
   metrics: dict[str, Any]  # of each policy by slot
+  # For the table of examples; `None` where it is not kept or there is no such thing.
+  piece_loss: jax.Array | None = None  # f32[B, S], mean per target token of each segment
+  target_alignment: jax.Array | None = None  # f32[B], where a policy observes it
+  candidate_id: jax.Array | None = None  # i32[C], what a step-scope selection chose from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +70,8 @@ class StepOptions:
   num_target_rows: int = 8  # drawn in a step, where `target_alignment` and such are observed
   row_weights: bool = False  # rows carry weights: of a round decision, or of their selection
   weighted_slots: frozenset[str] = frozenset()  # step-scope slots whose decision has weights
+  # Segments of a row whose losses are told apart, for a table of examples; 0: none is kept.
+  num_pieces: int = 0
 
 
 def make_train_step(
@@ -111,6 +117,7 @@ def make_train_step(
     key = jax.random.fold_in(state.key, state.step)
     decisions: dict[str, Decision] = {}
     states = state.policies
+    candidate_id = batch.example_id if selects and options.num_pieces else None
     if selects:
       batch, decisions, states = select(
         passes, update, options.accumulation_steps, options.num_kept, options.candidate_draw,
@@ -153,6 +160,9 @@ def make_train_step(
       "weight_B": found.weight,
     }
     packed = batch.max_segments is not None
+    if options.num_pieces:
+      examples |= {"target_alignment": found.seen.target_alignment}
+      examples |= {"candidate_id": candidate_id}
     filled = jnp.mean(batch.segments != 0, dtype=jnp.float32) if packed else None
     output = StepOutput(
       loss=loss,
@@ -164,8 +174,20 @@ def make_train_step(
       mixture_logits=decisions["mixture"].logits if "mixture" in decisions else None,
       metrics={name: d.metrics for name, d in decisions.items() if d.metrics is not None},
       share_filled=filled,
+      piece_loss=_piece_loss(batch, inputs, found.seen.token_loss, options.num_pieces),
       **replicate(jax.tree.map(lambda x: x.reshape(-1), examples)),
     )
     return new_state, output
 
   return train_step
+
+
+def _piece_loss(
+  batch: Batch, inputs: RowInputs, token_loss_BxT: jax.Array, num_pieces: int
+) -> jax.Array | None:
+  """The mean loss of each segment, f32[B, S]; `None` where a row is one, or holds records."""
+  if num_pieces <= 1 or batch.max_segments is not None:
+    return None
+  segments, mask = inputs.segments, inputs.mask
+  count = objective.example_sums(mask.astype(jnp.int32), segments, num_pieces)
+  return replicate(objective.mean_loss(token_loss_BxT, mask, segments, count))
