@@ -64,6 +64,7 @@ setup(
     "parquet": PARQUET,
     "zstd": ZSTD,
     "prep": PREP,
+    "ray": [*PREP, "ray>=2.40"],
     "llm": LLM,
     "tfds": TFDS,
     "tokenizers": TOKENIZERS,

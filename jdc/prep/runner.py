@@ -87,6 +87,7 @@ class Run:
     with store.lock(self.folder):
       store.remove_partial(self.folder)
       self._commits = store.Commits(self.folder)
+      store.commit_left(self.folder, self._commits)
       self._engine = engine.open_engine(self.engine_name, self.workers)
       try:
         self._lane = self._open_lane()

@@ -6,12 +6,14 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 COMMITS = "commits.jsonl"
 LOCK = "run.lock"
+_LEFT = "work/left"
 _OWN = (
   "data",
   "dropped",
@@ -97,7 +99,8 @@ class AtomicFile:
     target = root / pattern
     target.parent.mkdir(parents=True, exist_ok=True)
     stem = target.name.replace("{sha}", "")
-    self._partial = target.with_name(f".{stem}.{os.getpid()}.tmp")
+    # Processes of several machines may share the folder.
+    self._partial = target.with_name(f".{stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with disk_errors(self._partial):
       self.file = HashingFile(self._partial)
 
@@ -264,6 +267,25 @@ class Commits:
   def close(self) -> None:
     """Closes the log."""
     self._file.close()
+
+
+def leave(root: Path, records: Sequence[Mapping[str, Any]]) -> None:
+  """Keeps records of what is done in `work/`, for a run that may die before it commits them."""
+  lines = "".join(json.dumps(record) + "\n" for record in records)
+  write_bytes(root, f"{_LEFT}/{{sha}}.jsonl", lines.encode(), digits=32)
+
+
+def commit_left(root: Path, commits: Commits) -> int:
+  """Commits what `leave` kept and nobody committed; returns how many records."""
+  count = 0
+  for path in sorted((root / _LEFT).glob("*.jsonl")):
+    for line in path.read_text(encoding="utf-8").splitlines():
+      record = json.loads(line)
+      if commits.find(record["key"]) is None:
+        commits.add(record)
+        count += 1
+    path.unlink()
+  return count
 
 
 def remove_partial(root: Path) -> None:

@@ -170,6 +170,7 @@ def test_parquet_rows_keep_their_other_columns(tmp_path):
       "price": pa.array([decimal.Decimal("1.10")] * 4),
       "raw": [b"\xff", b"a", b"b", b"c"],
       "tags": [["a"], [], None, ["b", "c"]],
+      "score": [float("nan"), 0.0, 0.5, float("-inf")],
     }
   )
   path = tmp_path / "a.parquet"
@@ -187,8 +188,12 @@ def test_parquet_rows_keep_their_other_columns(tmp_path):
       "price": "1.10",
       "raw": "/w==",
       "tags": ["a"],
+      "score": "NaN",
     }
     assert json.loads(rows[2]["fields"])["n"] == 2**62
+    assert json.loads(rows[1]["fields"])["score"] == 0.5
+    assert json.loads(rows[2]["fields"])["score"] == "-Infinity"
+    assert all(jsonl.parse(row["fields"].encode()) for row in rows)
 
 
 def test_parquet_that_is_not_utf8_is_set_aside(tmp_path):

@@ -5,6 +5,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jdc.prep import InputSpec, OutputSpec, PlanSpec, manifest, runner, step, store
+from jdc.prep.engine import data_frame
 
 ROOT = Path(__file__).parents[2]
 DIRTY = Path(os.environ.get("JDC_TEST_DATA", ROOT / "../shared/data")) / "dirty"
@@ -418,6 +420,61 @@ def test_daft_gives_the_same_bytes(raw, whole, tmp_path, workers):
   made, _ = run(make_plan(), tmp_path / "out", raw, engine_name="daft", workers=workers)
   gc.collect()  # here, and not in a later test
   assert made["output_hash"] == whole[1]["output_hash"]
+
+
+def test_what_a_group_did_before_its_end_is_not_done_again(raw, whole, tmp_path, monkeypatch):
+  shutil.copytree(raw / "raw", tmp_path / "raw")
+  for path in (tmp_path / "raw").iterdir():
+    path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+  plan = make_plan(pattern="raw/*.gz", task_mb=0.002)
+  expected, job = run(plan, tmp_path / "whole", tmp_path)
+  total = job.done
+
+  class Dies:
+    """An engine whose process ends in the third task of a group."""
+
+    def run(self, groups):
+      for number, group in enumerate(groups):
+        if len(group) > 3:
+          data_frame._Worker().work(pickle.dumps([*group[:2], object()]))
+          raise KeyboardInterrupt
+        yield from ((number, place, task.run()) for place, task in enumerate(group))
+
+    def close(self):
+      pass
+
+  with monkeypatch.context() as patch:
+    patch.setattr(runner.engine, "open_engine", lambda name, workers: Dies())
+    with pytest.raises(KeyboardInterrupt):
+      run(plan, tmp_path / "out", tmp_path)
+  made, job = run(plan, tmp_path / "out", tmp_path)
+  assert made["output_hash"] == expected["output_hash"]
+  log = (tmp_path / "out" / "commits.jsonl").read_text()
+  keys = [json.loads(line)["key"] for line in log.splitlines()]
+  assert len(set(keys)) == len(keys)
+  links = 4  # of the first pass, each with a commit
+  assert job.done == total - 2 * links
+  assert not (tmp_path / "out" / "work" / "left").exists()
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_of_one_node_gives_the_same_bytes(raw, whole, tmp_path):
+  pytest.importorskip("ray", reason="ray is not installed: pip install jdc[ray]")
+  plan = make_plan(pattern=str(raw / "raw" / "*.jsonl"))
+  local, _ = run(plan, tmp_path / "local", raw)
+  (tmp_path / "plan.toml").write_text(plan.to_toml())
+  arguments = ["run", tmp_path / "plan.toml", f"--output={tmp_path / 'out'}", "--noreport"]
+  done = subprocess.run(
+    [sys.executable, "launch/prep.py", *map(str, arguments), "--engine=ray", "--workers=2"],
+    cwd=ROOT, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  made = manifest.read(tmp_path / "out")
+  assert made["engine"] == {"name": "ray", "workers": 2}
+  assert made["output_hash"] == local["output_hash"]
+  for name in ("data", "dropped", "quarantine"):
+    assert tree(tmp_path / "out", name) == tree(tmp_path / "local", name)
 
 
 @pytest.mark.skipif(not DIRTY.is_dir(), reason=f"no {DIRTY}; set JDC_TEST_DATA")

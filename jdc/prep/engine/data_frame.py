@@ -4,12 +4,17 @@ Only the rows of tasks and of their results pass through Daft; documents go from
 On a cluster, all nodes must see the input and the folder of the run under the same paths.
 """
 
+import logging
 import os
 import pickle
 import traceback
+from pathlib import Path
+from typing import Any
 
+from jdc.data.formats import import_extra
+from jdc.prep import store
 from jdc.prep.engine import Groups, Results
-from jdc.prep.tasks import execute
+from jdc.prep.tasks import ChainTask, execute
 
 # Before the packages are imported, since some report on import.
 _QUIET = {
@@ -24,7 +29,8 @@ _QUIET = {
 class Daft:
   """Runs groups of tasks as rows.
 
-  The results of a group come when all of it is done.
+  The results of a group come when all of it is done. What a group has done by then is left in
+  the folder of the run, so that a run that dies repeats no more than the tasks under way.
 
   Args:
     name: `daft`, or `ray` for the cluster that Ray's settings name, else this machine.
@@ -34,6 +40,9 @@ class Daft:
   def __init__(self, name: str, workers: int):
     self.name, self._workers = name, workers
     os.environ.update(_QUIET)
+    logging.getLogger("tracing").setLevel(logging.WARNING)  # a line for every batch
+    if name == "ray":
+      import_extra("ray", "ray")
     import daft
 
     self._daft = daft
@@ -52,7 +61,8 @@ class Daft:
     rows = {"tasks": [pickle.dumps(list(group)) for group in groups]}
     rows["group"] = [str(number).encode() for number in range(len(groups))]
     frame = daft.from_pydict(rows)
-    frame = frame.repartition(len(groups)) if self.name == "ray" else frame.into_batches(1)
+    ray = self.name == "ray"
+    frame = frame.into_partitions(len(groups)) if ray else frame.into_batches(1)
     frame = frame.select("group", bound.work(frame["tasks"]).alias("results"))
     for row in frame.iter_rows(results_buffer_size=1):
       done, value = pickle.loads(row["results"])
@@ -72,7 +82,13 @@ class _Worker:
 
   def work(self, tasks: bytes) -> bytes:
     """Returns whether all went well, and the results or what went wrong."""
+    results: list[Any] = []
     try:
-      return pickle.dumps((True, [execute(task) for task in pickle.loads(tasks)]))
-    except Exception as error:
+      group = pickle.loads(tasks)
+      for task in group:
+        results.append(execute(task))
+        if isinstance(task, ChainTask) and len(results) < len(group):
+          store.leave(Path(task.root), results[-1])
+      return pickle.dumps((True, results))
+    except Exception as error:  # goes to the caller, as it would in this process
       return pickle.dumps((False, (error, traceback.format_exc())))

@@ -117,7 +117,7 @@ def _work(tasks: Connection) -> None:
       task = tasks.recv()
       try:
         tasks.send((True, execute(task)))
-      except Exception as error:
+      except Exception as error:  # goes to the parent, as it would in this process
         tasks.send((False, (error, traceback.format_exc())))
 
 

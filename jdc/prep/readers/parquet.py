@@ -4,6 +4,7 @@ import base64
 import datetime
 import decimal
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,7 +32,7 @@ def read_parquet(
   """Yields the documents of a range of rows; the offset of a document is its row in the file.
 
   Values that JSON lacks are kept as text: times in ISO format, decimals by their digits, bytes
-  in base64.
+  in base64, NaN and infinities by name.
   """
   del counts
   rows = Rows(piece, refuse)
@@ -168,13 +169,35 @@ def _raw(record: dict[str, Any], text: Any, spec: InputSpec) -> bytes:
 
 
 def dump(record: dict[str, Any]) -> str:
-  """Returns the fields of a row as JSON; what JSON lacks becomes text, and NaN stays NaN."""
+  """Returns the fields of a row as JSON; what JSON lacks becomes text.
+
+  >>> dump({"score": float("nan"), "tags": [1.5, b"a"]})
+  '{"score":"NaN","tags":[1.5,"YQ=="]}'
+  """
   if not any(isinstance(v, float | list | dict | datetime.datetime) for v in record.values()):
     try:
       return orjson.dumps(record, default=_as_text).decode()
-    except TypeError:
-      pass
-  return json.dumps(record, separators=(",", ":"), ensure_ascii=False, default=_as_text)
+    except TypeError:  # an integer beyond 64 bits
+      return _dump(record)
+  try:
+    return _dump(record)
+  except ValueError:  # NaN or an infinity
+    return _dump(_finite(record))
+
+
+def _dump(value: Any) -> str:
+  return json.dumps(
+    value, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_as_text
+  )
+
+
+def _finite(value: Any) -> Any:
+  """Returns nested values with the names of numbers that JSON lacks."""
+  if isinstance(value, float) and not math.isfinite(value):
+    return json.dumps(value)
+  if isinstance(value, dict):
+    return {key: _finite(held) for key, held in value.items()}
+  return [_finite(held) for held in value] if isinstance(value, list) else value
 
 
 def _as_text(value: Any) -> str:
