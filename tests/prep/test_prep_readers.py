@@ -6,6 +6,7 @@ import io
 import json
 import random
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -328,3 +329,61 @@ def test_small_pieces_are_read_together():
   assert [[p.path for p in shard] for shard in joined] == [
     ["0", "1"], ["2", "3"], ["4"], ["5"],
   ]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_paragraphs_are_the_same_in_pieces_of_any_size(tmp_path, suffix):
+  rng = random.Random(5)
+  lines = [
+    rng.choice([b"", b" \t", b"\r", b"a b", b"c\r", b"d e f", b"\xff"]) for _ in range(400)
+  ]
+  path = tmp_path / f"a.txt{suffix}"
+  path.write_bytes(compress(b"\n".join(lines), suffix))
+  whole, bad, counts, _ = read_all(path, document="paragraph")
+  places = [(b.line, b.offset, b.raw) for b in bad]
+  assert len(whole) > 40 < len(places)
+  assert counts["blank_lines"] > 100
+  for most in (1, 5, 30, 100, 1000):
+    rows, bad, found, index = read_all(path, document="paragraph", task_mb=most / 2**20)
+    assert rows == whole
+    assert [(b.line, b.offset, b.raw) for b in bad] == places
+    assert found == counts
+    assert len(index.pieces) > 400 / max(most, 20)
+    if most > 30:  # which no paragraph has
+      assert max(size for _, size in index.pieces) <= most
+
+
+def test_a_damaged_archive_of_paragraphs_gives_what_precedes(tmp_path):
+  data = b"\n\n".join(b"paragraph %d" % i for i in range(30_000))
+  path = tmp_path / "a.txt.gz"
+  path.write_bytes(compress(data, ".gz")[:-2000])
+  rows, bad, _, index = read_all(path, document="paragraph", task_mb=0.01)
+  assert len(index.pieces) > 10
+  assert "damaged" in index.damage
+  assert [row["text"] for row in rows] == [f"paragraph {i}" for i in range(len(rows))]
+  assert len(rows) > 10_000
+  assert "damaged" in bad[-1].cause
+
+
+def test_tasks_are_joined_as_before_around_a_file_that_changes():
+  def index(number, size):
+    file = files.InputFile(f"raw/{number}.jsonl", f"raw/{number}.jsonl", "data", "jsonl", "")
+    return files.FileIndex(file, size, 0, "", ((batches.Piece(*file, "", 0, -1, 1), size),))
+
+  spec = InputSpec(paths=("raw",), task_mb=8.0)  # tasks of a mebibyte
+  rng = random.Random(2)
+  sizes = [rng.randint(1 << 10, 1 << 18) for _ in range(300)]
+  before = files.shards([index(i, size) for i, size in enumerate(sizes)], spec)
+  assert 20 < len(before) < 150
+  redone = []
+  for changed in range(0, 300, 10):
+    grown = [index(i, size + (1 << 17) * (i == changed)) for i, size in enumerate(sizes)]
+    gone = [index(i, size) for i, size in enumerate(sizes) if i != changed]
+    for indexes in (grown, gone):
+      after = files.shards(indexes, spec)
+      for shard in after:
+        total = sum(sizes[int(piece.source[4:].partition(".")[0])] for piece in shard)
+        assert total <= 1 << 20
+      redone.append(len(set(after) - set(before)))
+  assert np.mean(redone) < 3
+  assert max(redone) < 15

@@ -199,11 +199,13 @@ def _ranges(
       raise ValueError(f"{file.source}: not readable as Parquet: {error}") from error
   if file.format == "warc":
     return warc.cuts(file.path, file.compression, most)
-  if file.format == "text" and spec.document != "line":
+  if file.format == "text" and spec.document == "file":
     return [(0, -1, 1)], os.path.getsize(file.path), ""
   stream = streams.ByteStream(file.path, file.compression)
   try:
-    ranges, damage = streams.cuts(stream, most)
+    by_paragraph = file.format == "text" and spec.document == "paragraph"
+    divide = streams.paragraph_cuts if by_paragraph else streams.cuts
+    ranges, damage = divide(stream, most)
     return ranges, stream.position, damage
   finally:
     stream.close()
@@ -212,7 +214,8 @@ def _ranges(
 def shards(indexes: Sequence[FileIndex], spec: InputSpec) -> list[tuple[Piece, ...]]:
   """Joins consecutive small pieces to tasks of at most an eighth of `task_mb`.
 
-  A task depends on few files, so that a changed file changes few tasks.
+  Where a task ends goes by hashes of the pieces' places, too, so that a file that grows, comes
+  or goes changes few tasks, and those behind it are joined as before.
   """
   most = spec.task_mb * (1 << 20) / 8
   result: list[tuple[Piece, ...]] = []
@@ -225,7 +228,20 @@ def shards(indexes: Sequence[FileIndex], spec: InputSpec) -> list[tuple[Piece, .
       else:
         result[-1] = (*result[-1], piece)
         size += length
+      if _ends_task(piece, length / most):
+        size = most
   return result
+
+
+def _ends_task(piece: Piece, share: float) -> bool:
+  """Whether a task ends with a piece, which has a share of the bytes of a task.
+
+  The probability is the piece's share, at most a half, so that a task has as many bytes on
+  average as it may have at most, were it not for that bound.
+  """
+  place = f"{piece.source}\0{piece.start}".encode()
+  number = int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "big")
+  return number < min(share, 0.5) * 2**64
 
 
 def columns(file: InputFile, spec: InputSpec) -> list[str]:

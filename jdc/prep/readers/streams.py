@@ -26,7 +26,7 @@ class ByteStream:
   def __init__(self, path: str | Path, compression: str):
     self.position = 0  # of the next byte that `read` returns
     self._name, self._compression = str(path), compression
-    self.ended = False
+    self.ended = self.damaged = False
     self._back = b""
     self._open = contextlib.ExitStack()
     file = self._open.enter_context(open(path, "rb"))  # noqa: SIM115
@@ -46,7 +46,7 @@ class ByteStream:
         chunk = self._file.read1(_CHUNK) if self._compression else self._file.read(_CHUNK)
       except _DAMAGE as error:
         message = str(error) or type(error).__name__
-        self.ended = True
+        self.ended = self.damaged = True
         raise ValueError(f"damaged {self._compression} data: {message}") from error
       self.ended = not chunk
     self.position += len(chunk)
@@ -184,4 +184,28 @@ def cuts(stream: ByteStream, most: int) -> tuple[list[tuple[int, int, int]], str
       start, first_line = newline, line
   if found and start == stream.position and not damage:
     start, _, first_line = found.pop()
+  return [*found, (start, -1, first_line)], damage
+
+
+def paragraph_cuts(stream: ByteStream, most: int) -> tuple[list[tuple[int, int, int]], str]:
+  """Divides a stream behind blank lines into pieces of at most `most` bytes, as `cuts` does.
+
+  A paragraph that is longer than that is a piece of its own.
+  """
+  found: list[tuple[int, int, int]] = []
+  start, first_line = 0, 1
+  cut, cut_line = 0, 1  # behind the last blank line
+  damage = ""
+  for number, (offset, line, wrong) in enumerate(lines(stream, -1), 1):
+    if wrong and stream.damaged:
+      damage = wrong
+    elif not wrong and not line.strip():
+      behind = offset + len(line) + 1
+      if behind - start > most and cut > start:
+        found.append((start, cut, first_line))
+        start, first_line = cut, cut_line
+      cut, cut_line = behind, number + 1
+  if stream.position - start > most and start < cut < stream.position:
+    found.append((start, cut, first_line))
+    start, first_line = cut, cut_line
   return [*found, (start, -1, first_line)], damage
