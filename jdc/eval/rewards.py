@@ -81,8 +81,8 @@ def scores(
     ids: of the prompts, for messages; by default their places.
 
   Raises:
-    ValueError: with the id of the prompt and what it was given, if the reward raises, or
-      returns no number, NaN, or one outside of [0, 1].
+    ValueError: with the id of the prompt, how it ends and the response, if the reward raises,
+      or returns no number, NaN, or one outside of [0, 1].
 
   Example:
     >>> scores(exact_match, ["6 * 7?"], [["42", "43"]], ["42"]).tolist()
@@ -99,10 +99,11 @@ def scores(
 
 def _checked(reward: Reward, id_: object, prompt: str, response: str, reference: str) -> float:
   about = f"the reward of prompt {id_} with the response {response[:200]!r}"
+  where = f"; the prompt ends with {prompt[-80:]!r}"  # ids are places in the target set
   try:
     value = reward(prompt, response, reference)
   except Exception as error:
-    raise ValueError(f"{about} raised {type(error).__name__}: {error}") from error
+    raise ValueError(f"{about} raised {type(error).__name__}: {error}{where}") from error
   if not isinstance(value, numbers.Real | np.bool_) or not 0 <= float(value) <= 1:
-    raise ValueError(f"{about} must be a number in [0, 1], got {value!r}")
+    raise ValueError(f"{about} must be a number in [0, 1], got {value!r}{where}")
   return float(value)

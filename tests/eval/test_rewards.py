@@ -48,7 +48,8 @@ def raises(*texts):
 def test_a_bad_reward_stops_with_the_id_of_the_prompt(reward, message):
   only_last = lambda p, y, r: reward(p, y, r) if y == "four" else np.float32(1)
   with pytest.raises(
-    ValueError, match=f"reward of prompt q7 with the response 'four' {message}"
+    ValueError,
+    match=f"reward of prompt q7 with the response 'four' {message}; the prompt ends with 'b'$",
   ):
     rewards.scores(only_last, PROMPTS, RESPONSES, ["", ""], ["q3", "q7"])
   with pytest.raises(ValueError, match="reward of prompt 1 "):

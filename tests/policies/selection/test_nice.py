@@ -1,5 +1,7 @@
 """NICE: coefficients against loops of both rules, what is matched, and what a run must have."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +60,30 @@ def test_a_baseline_leaves_a_mean_of_zero_and_ranks_above_and_below_it():
   np.testing.assert_allclose(a.sum(), 0, atol=1e-7)
   assert np.all(a[0, :2] > 0)
   assert np.all(a[0, 2:8] < 0)
+
+
+@pytest.mark.parametrize("num_drawn", [2, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_expectation_is_the_policy_gradient_and_a_baseline_takes_part_of_it_off(
+  num_drawn, weighted
+):
+  """Of a softmax over three responses by its logits, over all that may be drawn."""
+  p, reward = np.array([0.2, 0.5, 0.3]), np.array([1.0, 0.25, 0.0])
+  q = np.array([0.4, 0.3, 0.3]) if weighted else p
+  steps = p - np.eye(3)  # grad NLL of each response
+  policy_gradient = -(np.diag(p) - np.outer(p, p)) @ reward
+  squares = np.sum(q * (p / q) ** 2 * reward * steps.T, axis=1)
+  draws = np.array(list(itertools.product(range(3), repeat=num_drawn)))
+  ratios = importance_ratios(np.log(p)[draws], np.log(q)[draws]) if weighted else None
+  for baseline in (False, True):
+    a = coefficients(reward[draws], np.zeros(len(draws)), "dataflex", baseline, 10, ratios)
+    directions = np.einsum("ds,dsv->dv", np.float64(a)[:, :-1], steps[draws])
+    found = np.prod(q[draws], axis=1) @ directions
+    taken_off = squares / num_drawn if baseline else 0.0
+    np.testing.assert_allclose(found, policy_gradient - taken_off, atol=1e-6)
+  if not weighted:
+    share = 1 - 1 / num_drawn
+    np.testing.assert_allclose(found, share * policy_gradient, atol=1e-6)
 
 
 def test_ratios_are_bounded_and_finite():
