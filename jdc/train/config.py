@@ -90,7 +90,8 @@ def policy(factory: Callable[..., Any], **arguments: Any) -> ml_collections.Conf
       kind = fields_lib.flag_type(hints.get(name))
       if kind is None:
         raise TypeError(f"{factory.__name__} needs a value for {name!r}")
-      fields[name] = ml_collections.config_dict.required_placeholder(kind)
+      # A required one could not be locked, nor told its type, before a flag has set it.
+      fields[name] = ml_collections.config_dict.placeholder(kind)
       continue
     fields[name] = fields_lib.overridable(value, hints.get(name))
   return ml_collections.ConfigDict(fields)
@@ -122,9 +123,8 @@ def _build(chosen: Mapping[str, Any]) -> Any:
     raise ValueError(fields_lib.suggest(unknown, known))
   arguments, missing = {}, []
   for name in set(chosen) - {"factory"}:
-    try:
-      value = chosen[name]
-    except ml_collections.config_dict.RequiredValueError:
+    value = chosen[name]
+    if value is None and known[name].default is inspect.Parameter.empty:
       missing.append(name)
       continue
     arguments[name] = _build(value) if _is_policy(value) else _plain(value)

@@ -200,6 +200,12 @@ class TestPolicy:
       c.build_policies(c.TrainConfig(mixture=made))
     made.first = 2
     assert c.policy(plain, first=2).first == made.first
+    chosen = {"selection": c.policy(selection.near), "mixture": c.policy(mixture.pike)}
+    config = c.to_config_dict(c.TrainConfig(**chosen))
+    changed = flagged(config, "--config.selection.count=7", "--config.mixture.zeta1=1")
+    assert (changed.selection.count, changed.mixture.zeta1) == (7, 1.0)
+    with pytest.raises(ValueError, match=r"^mixture: pike needs a value for \['zeta2'\]$"):
+      c.build_policies(c.from_config_dict(changed))
     with pytest.raises(TypeError, match="windows needs a value for 'ordering'"):
       c.policy(windows, window=3)
 
