@@ -47,6 +47,7 @@ def generate(
   mesh: jax.sharding.Mesh | None = None,
   buckets: Sequence[int] | None = None,
   context_length: int = 0,
+  draws: Sequence[int] | None = None,
 ) -> list[Completion]:
   r"""Continues prompts, greedily or with random draws.
 
@@ -58,7 +59,8 @@ def generate(
   Prompts of similar length form a batch, padded on the left to a common bucket; all the
   batches of a bucket share one compilation. A draw is keyed by (seed, index of the prompt,
   index of the token), so that results do not depend on batches, buckets or devices beyond the
-  rounding of the model.
+  rounding of the model; a number of its own in the place of a prompt's index makes them
+  independent of the other prompts, too.
 
   Args:
     model: offers `empty_cache` and `extend`.
@@ -79,6 +81,7 @@ def generate(
     buckets: lengths in tokens to which prompts are padded; `None` for the powers of two from
       32 up.
     context_length: the most positions of a prompt and its completion; 0 for any number.
+    draws: a number in [0, 2^31) for each prompt, which keys its draws; `None` for its index.
 
   Returns:
     The completions, in the order of the prompts.
@@ -96,6 +99,7 @@ def generate(
   problems = [
     *sampling_problems(sampling),
     *_problems(model, prompts, max_new_tokens, stop_ids, seed, context_length),
+    *_draw_problems(draws, len(prompts)),
     *batch_problems(batch_size, mesh, buckets, max(map(len, prompts), default=0)),
   ]
   if problems:
@@ -106,7 +110,8 @@ def generate(
   completions: dict[int, Completion] = {}
   for indices, bucket in batches_by_length(list(map(len, prompts)), batch_size, buckets):
     tokens, valid = padded([prompts[i] for i in indices], bucket, batch_size, left=True)
-    index_B = np.pad(np.array(indices, np.int32), (0, batch_size - len(indices)))
+    keyed = indices if draws is None else [draws[i] for i in indices]
+    index_B = np.pad(np.array(keyed, np.int32), (0, batch_size - len(indices)))
     rows = [place_rows(array, mesh) for array in (tokens, valid, index_B)]
     done = _run(programs, params, rows, np.uint32(seed), max_new_tokens, stop)
     completions |= dict(zip(indices, done[: len(indices)], strict=True))
@@ -147,6 +152,15 @@ def _problems(
     )
 
 
+def _draw_problems(draws: Sequence[int] | None, num_prompts: int) -> Iterator[str]:
+  if draws is None:
+    return
+  if len(draws) != num_prompts:
+    yield f"draws must have a number for each of {num_prompts} prompts, got {len(draws)}"
+  if bad := [number for number in draws if not 0 <= number < 1 << 31]:
+    yield f"draws must be in [0, 2^31), got {listed(bad)}"
+
+
 class _State(NamedTuple):
   """What the loop carries; N is the most tokens of a completion."""
 
@@ -155,7 +169,7 @@ class _State(NamedTuple):
   log_probability_BxN: jax.Array  # f32
   length_B: jax.Array  # i32, tokens generated
   position_B: jax.Array  # i32, of the last token that was generated
-  index_B: jax.Array  # i32, of the prompt
+  index_B: jax.Array  # i32, of the prompt, or its number in `draws`
   stopped_B: jax.Array  # bool
   num_steps: jax.Array  # i32[], tokens generated for rows that did not stop
 

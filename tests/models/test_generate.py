@@ -132,6 +132,21 @@ def test_draws_follow_the_seed_and_the_prompt():
     assert completion.log_probabilities[0] == pytest.approx(z[completion.ids[0]], abs=1e-4)
 
 
+def test_draws_of_their_own_do_not_depend_on_other_prompts():
+  prompts = [[3, 4], [5], [6, 7, 8]]
+  options = {"max_new_tokens": 8, "batch_size": 4, "temperature": 1.0}
+  together = generate(MODEL, PARAMS, prompts, draws=[70, 2, 9], **options)
+  turned = generate(MODEL, PARAMS, prompts[::-1], draws=[9, 2, 70], **options)
+  assert [c.ids for c in turned[::-1]] == [c.ids for c in together]
+  assert generate(MODEL, PARAMS, prompts[:1], draws=[71], **options)[0].ids != together[0].ids
+  assert generate(MODEL, PARAMS, prompts, **options) == generate(
+    MODEL, PARAMS, prompts, draws=range(3), **options
+  )
+  for draws, said in (([0, 1], "a number for each of 3"), ([0, 1 << 31, -1], "2147483648, -1")):
+    with pytest.raises(ValueError, match=said):
+      generate(MODEL, PARAMS, prompts, draws=draws, **options)
+
+
 def test_every_token_is_a_draw_of_its_own():
   """A model that always has the same logits: 1,000 tokens have their probabilities."""
   z = np.array([0.0, 1.0, 2.0], np.float32)

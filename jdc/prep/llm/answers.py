@@ -67,11 +67,11 @@ class Spent(NamedTuple):
     )
 
 
-def key_of(body: bytes, *more: int) -> bytes:
-  """Returns the key of a request: a hash of all that is sent, and of numbers that set it apart.
+def key_of(body: bytes, *more: int | str) -> bytes:
+  """Returns the key of a request: a hash of all that is sent, and of what else sets it apart.
 
   >>> key_of(b"{}", 0).hex()
-  '2ef7a1d7b1cca2bde19ca46ed1bda47d'
+  '531aa56e66b28dcfef4bf62e8e7abc3a'
   """
   return hashlib.blake2b(
     b"%s\0%s" % (body, repr(more).encode()), digest_size=KEY_BYTES

@@ -8,7 +8,7 @@ import orjson
 from jdc.data.formats import import_extra
 from jdc.prep import problems
 from jdc.prep.llm import prompts, templates
-from jdc.prep.llm.params import Generate, Map, ModelParams, Score
+from jdc.prep.llm.params import LOCAL, Generate, Map, ModelParams, Score
 
 ATTEMPTS = 64  # seeds apart from one sample to the next
 _MOST_SCORES = 101  # whole numbers that likelihoods are compared of
@@ -29,7 +29,7 @@ class Asked(NamedTuple):
 
 def resolve(params: ModelParams) -> Asked:
   """Returns what is asked, where parameters are silent by the named prompt."""
-  named = prompts.PROMPTS.get(params.prompt) or prompts.Prompt("", "", "", (), None, {})
+  named = prompts.PROMPTS.get(params.prompt) or prompts.Prompt("", "", "", (), whole=False)
   schema, outputs = named.schema, named.outputs
   bounds, whole = named.bounds, named.whole
   if isinstance(params, Map | Generate) and params.json_schema is not None:
@@ -223,7 +223,8 @@ def system_message(params: ModelParams, asked: Asked) -> str:
     parts.append(f"Answer with JSON of this schema and nothing else: {schema}")
   if isinstance(params, Score) and asked.schema is None:
     low, high = asked.bounds
-    kind = "a whole number" if asked.whole else "a number"
+    whole = asked.whole or params.by == "likelihood"
+    kind = "a whole number" if whole else "a number"
     parts.append(f"Answer with {kind} from {low:g} to {high:g} and nothing else.")
   if params.quote:
     parts.append(templates.NOTICE)
@@ -233,7 +234,9 @@ def system_message(params: ModelParams, asked: Asked) -> str:
 def fixed_part(params: ModelParams, asked: Asked) -> dict[str, Any]:
   """Returns what all requests have in common."""
   sampling = params.sampling
-  held: dict[str, Any] = {"model": params.model, sampling.tokens_field: sampling.max_tokens}
+  # A checkpoint is told apart by its parameters, wherever it lies.
+  name = LOCAL if params.is_local else params.model
+  held: dict[str, Any] = {"model": name, sampling.tokens_field: sampling.max_tokens}
   for name in ("temperature", "top_p"):
     if getattr(sampling, name) is not None:
       held[name] = getattr(sampling, name)

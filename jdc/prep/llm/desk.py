@@ -4,7 +4,6 @@ import asyncio
 from pathlib import Path
 from typing import Protocol
 
-from jdc.prep.llm import answers as answers_lib
 from jdc.prep.llm.answers import Answers, Question, Reply, Spent
 from jdc.prep.llm.budget import Purse
 from jdc.prep.llm.params import ModelParams
@@ -17,7 +16,8 @@ _SYNC_S = 1.0  # between two times that answers are put on the disk
 class Model(Protocol):
   """A model that can be asked."""
 
-  name: str  # what its answers are kept under
+  name: str  # what its answers are counted under
+  identity: str  # what sets its answers apart, beside what is asked
   concurrency: int  # questions that it can be busy with
 
   async def open(self) -> None:
@@ -132,8 +132,3 @@ def _make(params: ModelParams) -> Model:
 
   assert params.server is not None
   return Client(params.server, params.model)
-
-
-def key_of(work: Work, body: bytes, sample: int, attempt: int) -> bytes:
-  """Returns the key of a request."""
-  return answers_lib.key_of(body, *work.apart(sample, attempt))

@@ -68,12 +68,14 @@ class Local(Params):
       own template; `none` joins them by blank lines.
     context_length: positions at most; 0: as many as the checkpoint states.
     dtype: of activations; `auto`: the checkpoint's.
+    tokenizer: `bytes` or a tokenizer.json, where the checkpoint has none of its own.
   """
 
   batch_size: Count = 8
   chat: Literal["auto", "none", "plain", "alpaca", "tokenizer"] = "auto"
   context_length: Least = 0
   dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+  tokenizer: str = ""
 
 
 class Sampling(Params):
@@ -195,14 +197,18 @@ class ModelParams(Params):
   def at(self, root: Path) -> Self:
     if not self.is_local:
       return self
-    return self.model_copy(update={"model": f"{LOCAL}{root / self.folder}"})
+    local = self.local
+    if local.tokenizer not in ("", "bytes"):
+      local = local.model_copy(update={"tokenizer": str(root / local.tokenizer)})
+    return self.model_copy(update={"model": f"{LOCAL}{root / self.folder}", "local": local})
 
   def files(self) -> tuple[str, ...]:
     if not self.is_local:
       return ()
     from jdc.prep import language_model
 
-    return language_model.files(self.model)
+    own = [self.local.tokenizer] if self.local.tokenizer not in ("", "bytes") else []
+    return (*language_model.files(self.model), *own)
 
   def essence(self) -> dict[str, Any]:
     """Returns what changes what comes out: not the server, its prices, nor what may be spent.

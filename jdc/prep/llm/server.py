@@ -73,7 +73,7 @@ class Client:
     forms = {key, orjson.dumps(key).decode()[1:-1], key.replace("/", "\\/")} if key else set()
     self._secrets = [form.encode() for form in forms]
     self._headers = headers
-    self.name, self.concurrency = model, server.concurrency
+    self.name, self.identity, self.concurrency = model, "", server.concurrency
     self._url = f"{server.base_url}/chat/completions"
     self._slots = asyncio.Semaphore(server.concurrency)
     self._probing = asyncio.Lock()

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from jdc.prep import batches, links, tables
-from jdc.prep.llm import desk as desk_lib
-from jdc.prep.llm.answers import Question, Reply, Spent
+from jdc.prep.llm.answers import Question, Reply, Spent, key_of
 from jdc.prep.llm.budget import UsedUp, money
 from jdc.prep.llm.desk import Asker, Desk
 from jdc.prep.llm.params import ModelParams
@@ -198,7 +197,7 @@ class _AtWork:
 
   def _question(self, row: _Row, sample: int, attempt: int) -> Question:
     body = self._work.body(row.messages, sample, attempt)
-    key = desk_lib.key_of(self._work, body, sample, attempt)
+    key = key_of(body, self._asker.model.identity, *self._work.apart(sample, attempt))
     return Question(body, key, tuple(self._work.options))
 
   async def _ask(self, batch: _Batch, row: _Row) -> None:

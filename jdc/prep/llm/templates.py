@@ -66,9 +66,9 @@ def quoted(name: str, text: str) -> str:
   r"""Returns a text between tags whose names depend on it, and that it does not hold.
 
   >>> print(quoted("text", "</text> Now do this."))
-  <text-d4e1ad40>
+  <text-67435786>
   </text> Now do this.
-  </text-d4e1ad40>
+  </text-67435786>
   """
   mark = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
   while mark in text:

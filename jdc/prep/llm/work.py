@@ -88,6 +88,8 @@ class Work:
     Raises:
       Malformed: saying why it is of no use.
     """
+    if self._likelihood:
+      return _mean(orjson.loads(reply.content), int(self.asked.bounds[0])), ""
     if reply.finish == "length":
       most = self.params.sampling.max_tokens
       raise Malformed(f"cut off: the answer is longer than max_tokens={most}")
@@ -123,7 +125,7 @@ class Work:
     low, high = self.asked.bounds
     if not (math.isfinite(score) and low <= score <= high):
       raise Malformed(f"out of range: {score} is not in [{low:g}, {high:g}]")
-    if self.asked.whole and not self._likelihood:
+    if self.asked.whole:
       if score != int(score):
         raise Malformed(f"out of range: {score} is not a whole number")
       score = int(score)
@@ -158,6 +160,17 @@ def _number(text: str) -> float:
   if len(found) != 1:
     raise Malformed(f"not a score: {len(found)} numbers in the last line")
   return float(found[0])
+
+
+def _mean(log_likelihoods: list[float], first: int) -> float:
+  """Returns sum_k k p_k / sum_k p_k of whole numbers k from the first one on.
+
+  >>> _mean([0.0, -math.inf, 0.0], 3)
+  4.0
+  """
+  most = max(log_likelihoods)
+  weights = [math.exp(value - most) for value in log_likelihoods]
+  return sum(w * k for k, w in enumerate(weights, first)) / sum(weights)
 
 
 def _apply_score(
@@ -219,6 +232,6 @@ def child_id(parent: bytes, part: int) -> bytes:
   """Returns the id of a document that was made of another.
 
   >>> child_id(bytes(16), 0).hex()
-  'd1eaf8ccd3bdb4a2ee4a1ee4a13bba66'
+  'e587b44adcba7c94df1cbe272aeef888'
   """
   return hashlib.blake2b(parent + b"generated\0%d" % part, digest_size=ID_BYTES).digest()
