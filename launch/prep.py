@@ -1,7 +1,10 @@
 """Prepares data for training: from raw files to shards, as a plan says.
 
   python launch/prep.py profile 'raw/*.jsonl.gz' [--output=profile.json]
+  python launch/prep.py plan 'clean English web text, no duplicates' \
+    --input='raw/*.jsonl.gz' --output=DIR
   python launch/prep.py run pipeline.toml --output=DIR --workers=2
+  python launch/prep.py verify pipeline.toml [--input='new/*.jsonl.gz']
   python launch/prep.py explain [OPERATOR | pipeline.toml]
   python launch/prep.py diff BEFORE AFTER
 
@@ -11,6 +14,10 @@ why, in `dropped/`; records that could not be read in `quarantine/`; `manifest.j
 and after a change of the plan redoes what depends on the change; `work/` holds what that takes
 and may be removed. It ends with 1 if an expectation of the plan does not hold.
 
+`plan` measures a sample of the input, writes DIR/pipeline.toml for a goal in words, English or
+Chinese, and tries it on other documents; `--review` asks about each step. `verify` tries any
+plan, on new data. Both end with 1 if something that is expected does not hold.
+
 `diff` compares two plans, or the plans and results of two runs.
 """
 
@@ -18,7 +25,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
@@ -26,6 +33,9 @@ from jdc.prep import check, manifest, ops, profile, runner
 from jdc.prep.catalog import explain, listing
 from jdc.prep.problems import suggestion
 from jdc.prep.spec import InputSpec, PlanSpec
+
+if TYPE_CHECKING:
+  from jdc.prep.agent import workflow
 
 OUTPUT = flags.DEFINE_string("output", "", "Folder of the run; file of the profile.")
 WORKERS = flags.DEFINE_integer("workers", 1, "Processes, or tasks at a time.", lower_bound=1)
@@ -37,14 +47,22 @@ REPORT = flags.DEFINE_bool(
   "report", True, "Measure samples and write report.html: some seconds."
 )
 SAMPLE = flags.DEFINE_integer("sample", 5000, "Documents that a profile measures.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the sample of a profile.")
-FORMAT = flags.DEFINE_string("format", "auto", "Of a profile: input.format.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the samples of a profile, a plan, a verification.")
+INPUT = flags.DEFINE_multi_string("input", [], "Of plan and verify: files, folders or globs.")
+HELD = flags.DEFINE_integer("held", 2000, "Documents that plans are verified on.")
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Most repairs of a plan.", lower_bound=0)
+PLANNER = flags.DEFINE_string(
+  "planner", "rules", "rules, or llm:MODEL[@URL] of an OpenAI-compatible server."
+)
+REVIEW = flags.DEFINE_bool("review", False, "Ask about each step of a plan.")
+FORMAT = flags.DEFINE_string("format", "auto", "Of a profile or plan: input.format.")
 TEXT_COLUMN = flags.DEFINE_string("text_column", "text", "Of a profile: input.text_column.")
 
 
 def main(argv: list[str]) -> int:
   logging.basicConfig(level=logging.INFO, format="%(message)s")
-  commands = {"run": _run, "profile": _profile, "explain": _explain, "diff": _diff}
+  commands = {"plan": _plan, "run": _run, "verify": _verify, "profile": _profile}
+  commands |= {"explain": _explain, "diff": _diff}
   if len(argv) < 2:
     raise app.UsageError(f"give a command: {', '.join(commands)}")
   if argv[1] not in commands:
@@ -80,6 +98,32 @@ def _run(arguments: list[str]) -> int:
     bounds = f"[{held['min']}, {held['max']}]"
     print(f"expected {held['name']} in {bounds}, got {held['value']}", file=sys.stderr)
   return 1 if failed else 0
+
+
+def _plan(arguments: list[str]) -> int:
+  if len(arguments) != 1 or not INPUT.value or not OUTPUT.value:
+    raise app.UsageError("plan GOAL --input=PATH --output=DIR")
+  from jdc.prep.agent import command, planners, workflow
+
+  spec = workflow.input_of(
+    INPUT.value, OUTPUT.value, format=FORMAT.value, text_column=TEXT_COLUMN.value
+  )
+  made = planners.open_planner(PLANNER.value)
+  return command.plan(arguments[0], spec, OUTPUT.value, made, _options(), REVIEW.value)
+
+
+def _verify(arguments: list[str]) -> int:
+  if len(arguments) != 1:
+    raise app.UsageError("verify PLAN [--input=PATH]")
+  from jdc.prep.agent import command
+
+  return command.verify(arguments[0], INPUT.value, OUTPUT.value, _options())
+
+
+def _options() -> "workflow.Options":
+  from jdc.prep.agent import workflow
+
+  return workflow.Options(SAMPLE.value, HELD.value, SEED.value, ROUNDS.value)
 
 
 def _profile(arguments: list[str]) -> int:

@@ -67,7 +67,8 @@ def remarks(plan: PlanSpec) -> list[str]:
   found = []
   ranked = [(n, s.op, ops.OPERATORS[s.op].stage_rank) for n, s in enumerate(plan.step, 1)]
   for (_, name, rank), (number, other, other_rank) in itertools.pairwise(ranked):
-    if other_rank < rank:
+    again = other in [op for n, op, _ in ranked if n < number - 1]
+    if other_rank < rank and not again:
       found.append(f"step {number} ({other}) usually stands before {name}")
   return found
 

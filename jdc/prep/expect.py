@@ -1,6 +1,7 @@
 """What a plan expects of a run, checked against what the run measured."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jdc.prep import problems
@@ -27,19 +28,72 @@ SAMPLED = (
   "pii_card_per_million",
   "pii_iban_per_million",
 )
+# Of a trial with planted texts and of a second run on its own output: by `plan` and `verify`,
+# not by runs.
+VERIFIED = (
+  "canary_clean_kept",
+  "canary_junk_dropped",
+  "canary_exact_collapsed",
+  "canary_near_collapsed",
+  "canary_pii_masked",
+  "most_dropped_by_a_rule",
+  "changed_again_rate",
+  "schema_faults",
+  "failed_cases",
+)
+_LANGUAGES = re.compile(r"language_([a-z]{2,3}(?:_[a-z]{2,3})*)_rate_after")
+
+
+def language_name(codes: Iterable[str]) -> str:
+  """Returns what the share of documents in some languages is called.
+
+  >>> language_name(["en", "de"])
+  'language_de_en_rate_after'
+  """
+  return f"language_{'_'.join(sorted(codes))}_rate_after"
 
 
 def check_names(plan: PlanSpec) -> None:
   """Raises a ValueError that lists expectations of what nothing measures."""
-  known = (*COUNTED, *SAMPLED)
+  known = (*COUNTED, *SAMPLED, *VERIFIED)
   problems.raise_all(
     [
       f"expect: nothing measures {name!r}{problems.suggestion(name, known)}"
       for name in plan.expect
-      if name not in known
+      if name not in known and not _LANGUAGES.fullmatch(name)
     ],
     "plan",
   )
+
+
+def needs_sample(names: Iterable[str]) -> bool:
+  """Whether some of the expected quantities are measured on samples."""
+  return any(name in SAMPLED or _LANGUAGES.fullmatch(name) for name in names)
+
+
+def of_run(expected: Mapping[str, Expectation]) -> dict[str, Expectation]:
+  """Returns what is expected of a run, not of a trial."""
+  return {name: held for name, held in expected.items() if name not in VERIFIED}
+
+
+def sampled(after: Mapping[str, Any], names: Iterable[str]) -> dict[str, float]:
+  """Returns what `profile.measure` of the output says of expected quantities.
+
+  Args:
+    after: the measures.
+    names: of expectations; of languages those that are asked for are added up.
+  """
+  found = {}
+  for name in SAMPLED:
+    held = after.get(name.removesuffix("_after"))
+    if held is not None:
+      found[name] = held
+  shares = after.get("languages")
+  for name in names:
+    match = _LANGUAGES.fullmatch(name)
+    if match and shares is not None:
+      found[name] = min(1.0, sum(shares.get(code, 0.0) for code in match[1].split("_")))
+  return found
 
 
 def counted(accounts: Mapping[str, Any], text_bytes: int) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,29 @@ def profile(
   Returns:
     `files`, `read`, `bad_lines` with examples, `columns`, `domains`, and what `measure` gives.
   """
+  held = sampling.Sample(sample, seed)
+  accounts = read_input(spec, held.add, root=root, seed=seed, most_mb=most_mb)
+  table = held.table()
+  return {
+    **accounts,
+    "columns": columns(table.column("fields").to_pylist()),
+    **measure(table),
+  }
+
+
+def read_input(
+  spec: InputSpec,
+  each: Callable[[pa.RecordBatch], None],
+  *,
+  root: str | Path = ".",
+  seed: int = 0,
+  most_mb: float = 1024.0,
+) -> dict[str, Any]:
+  """Passes documents of an input to a function, a batch at a time, as `profile` reads them.
+
+  Returns:
+    `files`, `share_read`, `read`, `bad_lines` and `domains`.
+  """
   found = files.find(spec, Path(root).absolute())
   files.check_readable(found, spec)
   indexes = [files.index(file, spec) for file in found]
@@ -61,18 +84,16 @@ def profile(
       examples[kind].append(str(record))
 
   counts: dict[str, int] = {}
-  held = sampling.Sample(sample, seed)
   domains: Counter[str] = Counter()
   rows = 0
   for number in chosen:
     for piece in shards[number]:
       for batch in readers.read(piece, spec, refuse, counts):
-        held.add(batch)
+        each(batch)
         rows += batch.num_rows
         for value in pc.value_counts(batch.column("domain")).to_pylist():
           domains[value["values"]] += value["counts"]
   streams.close_resting()
-  table = held.table()
   total = sum(sizes.values())
   return {
     "files": [
@@ -85,8 +106,6 @@ def profile(
       kind: {"count": bad[kind], "examples": examples[kind]} for kind in sorted(bad)
     },
     "domains": dict(sorted(domains.items())),
-    "columns": columns(table.column("fields").to_pylist()),
-    **measure(table),
   }
 
 

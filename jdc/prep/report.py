@@ -30,14 +30,14 @@ def write(run: "Run", manifest: dict[str, Any], seconds: float) -> dict[str, Any
   size = sum(file["text_bytes"] for file in manifest["output"])
   measured = expect.counted(manifest["accounts"], size)
   samples: tuple[pa.Table, ...] = ()
-  if run.report or any(name in expect.SAMPLED for name in run.plan.expect):
+  if run.report or expect.needs_sample(run.plan.expect):
     from jdc.prep import profile  # which loads all kernels
 
     samples = _samples(run)
     value["before"], value["after"] = map(profile.measure, samples)
-    measured |= _sampled(value["after"])
+    measured |= expect.sampled(value["after"], run.plan.expect)
   value["measured"] = measured
-  value["expectations"] = expect.judge(run.plan.expect, measured)
+  value["expectations"] = expect.judge(expect.of_run(run.plan.expect), measured)
   value["lengths"] = _lengths(run.records)
   value["stages"] = manifest["stages"]
   value["engine"], value["seconds"] = manifest["engine"], round(seconds, 2)
@@ -49,15 +49,6 @@ def write(run: "Run", manifest: dict[str, Any], seconds: float) -> dict[str, Any
     store.replace_text(run.folder / "report.html", page)
   _card(run, manifest, value)
   return value
-
-
-def _sampled(after: dict[str, Any]) -> dict[str, float]:
-  found = {}
-  for name in expect.SAMPLED:
-    held = after.get(name.removesuffix("_after"))
-    if held is not None:
-      found[name] = held
-  return found
 
 
 def _samples(run: "Run") -> tuple[pa.Table, ...]:

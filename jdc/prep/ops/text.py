@@ -141,6 +141,7 @@ class HtmlToText(Params):
 
   main_content: bool = True
   keep_tables: bool = False
+  repeat: bool = False
 
 
 def html_to_text(batch: pa.RecordBatch, params: HtmlToText) -> pa.RecordBatch:
@@ -223,7 +224,9 @@ OPERATORS = (
   _text(strip_urls, StripUrls, 14, 1.0),
   _text(strip_citations, Params, 15, 1.0),
   _text(strip_symbol_lines, StripSymbolLines, 16, 2.0),
-  _text(drop_lines, DropLines, 17, 4.0),
-  _text(normalize_whitespace, NormalizeWhitespace, 18, 2.0),
-  _text(mask_pii, MaskPii, 60, 3.0),
+  # In this order a second run changes nothing: lines are judged as they are written. All stand
+  # before the rules, which then judge what is written, too.
+  _text(normalize_whitespace, NormalizeWhitespace, 17, 2.0),
+  _text(mask_pii, MaskPii, 18, 3.0),
+  _text(drop_lines, DropLines, 19, 4.0),
 )  # fmt: skip

@@ -3,6 +3,7 @@
 import functools
 import html as entities
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,10 @@ _LINK_DENSITY = 0.8
 
 
 def html_to_text(
-  text: pa.StringArray, main_content: bool = True, keep_tables: bool = False
+  text: pa.StringArray,
+  main_content: bool = True,
+  keep_tables: bool = False,
+  repeat: bool = False,
 ) -> pa.StringArray:
   """Replaces HTML by the text that it shows.
 
@@ -73,6 +77,9 @@ def html_to_text(
       classes and ids say is navigation, header, footer, sidebar and the like, and lists of
       which 0.8 or more of the text is links.
     keep_tables: of pages, whether to keep the text of tables.
+    repeat: go on until nothing changes, so that a second run finds nothing: what was escaped
+      several times is decoded, and tags that this brings out go, too, also those that prose
+      about HTML names.
 
   Returns:
     n documents.
@@ -90,7 +97,14 @@ def html_to_text(
   """
   rows = np.asarray(pc.match_substring_regex(text, _ANY))
   change = functools.partial(_change, main_content=main_content, keep_tables=keep_tables)
-  return map_rows(text, rows, change)
+  return map_rows(text, rows, functools.partial(_repeated, change=change) if repeat else change)
+
+
+def _repeated(text: str, change: Callable[[str], str]) -> str:
+  before = ""
+  while text != before:
+    before, text = text, change(text)
+  return text
 
 
 def _change(text: str, main_content: bool, keep_tables: bool) -> str:
