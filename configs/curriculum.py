@@ -6,7 +6,13 @@ The first rounds draw from the whole pool; later ones from the `fraction` of it 
 selection prefers then, by default the rows of largest errors (EL2N), averaged over the rounds.
 Inside every round rows come from low loss to high, shuffled in windows of some batches.
 `:selection=infobatch` prunes rows of low loss in all rounds instead, and `:ordering=folding`
-goes through the range of losses several times a round. `:tiny` shrinks the run.
+goes through the range of losses several times a round; `none` leaves either out. `:tiny`
+shrinks the run.
+
+  python launch/train.py --config=configs/curriculum.py:selection=none,ordering=none \
+    --config.data=DIR --config.plan.replay=runs/mine --workdir=runs/again
+
+trains on the examples of a run again, under no policy: with another model, say.
 
 Without `--config.data` it trains on the quickstart's text.
 """
@@ -33,16 +39,19 @@ def in_windows(window: int, inner: Ordering) -> Ordering:
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """Returns the run; `arg` may hold `tiny`, `selection=infobatch` and `ordering=folding`."""
+  """Returns the run; see the module's docstring for `arg`."""
   chosen = c.parse_arg(arg, tiny=False, selection="el2n", ordering="sorting")
   tiny = chosen["tiny"]
   selections = {
     "el2n": c.policy(later, rounds=2, fraction=0.5, preferred=c.policy(selection.el2n)),
     "infobatch": c.policy(selection.infobatch),
+    "none": None,
   }
+  window = 4 * (8 if tiny else 16)
   orderings = {
-    "sorting": c.policy(ordering.sorting),
-    "folding": c.policy(ordering.folding),
+    "sorting": c.policy(in_windows, window=window, inner=c.policy(ordering.sorting)),
+    "folding": c.policy(in_windows, window=window, inner=c.policy(ordering.folding)),
+    "none": None,
   }
   for name, known in (("selection", selections), ("ordering", orderings)):
     if chosen[name] not in known:
@@ -65,10 +74,11 @@ def get_config(arg: str = "") -> ConfigDict:
       ),
       optimizer=c.OptimizerConfig(learning_rate=3e-3, warmup_steps=5 if tiny else 40),
       selection=selections[chosen["selection"]],
-      ordering=c.policy(
-        in_windows, window=4 * (8 if tiny else 16), inner=orderings[chosen["ordering"]]
+      ordering=orderings[chosen["ordering"]],
+      plan=c.PlanConfig(
+        draw="shuffle" if chosen["selection"] == "none" else "gumbel_top_k",
+        steps_per_round=5 if tiny else 50,
       ),
-      plan=c.PlanConfig(draw="gumbel_top_k", steps_per_round=5 if tiny else 50),
       evaluation=c.EvaluationConfig(max_rows=8 if tiny else 64),
       checkpoint=c.CheckpointConfig(every_steps=10 if tiny else 100),
       logging=c.LoggingConfig(every_steps=5 if tiny else 10),

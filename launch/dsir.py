@@ -7,11 +7,12 @@ The config is that of the run that trains on a part of the pool: with other fiel
 corpus, rows are other rows, which the run notices. `score` in the Parquet file is the logarithm
 of a row's importance weight, so that the run draws by it without replacement:
 
-  python launch/train.py --config=... --config.selection=... \
-    --config.plan.draw=gumbel_top_k --workdir=runs/mine
+  python launch/train.py --config=configs/pretrain_mixture.py:selection=from_file \
+    --config.data=DIR --config.corpus.target_fraction=0.05 \
+    --config.selection.path=weights.parquet --workdir=runs/mine
 
-with the selection `from_file` of that path. Records that cannot be read, and rows where the
-config names no cache for them, are kept in the folder `weights.parquet.work`.
+Records that cannot be read, and rows where the config names no cache for them, are kept in the
+folder `weights.parquet.work`.
 """
 
 import importlib.util

@@ -25,6 +25,7 @@ RUNS = {
   "three_in_one": ("three_in_one.py:tiny", []),
   "curriculum": ("curriculum.py:tiny", []),
   "curriculum_infobatch": ("curriculum.py:tiny,selection=infobatch,ordering=folding", []),
+  "curriculum_alone": ("curriculum.py:tiny,selection=none,ordering=none", []),
   "finetune_lora": ("finetune_lora.py:tiny", []),
   "finetune_lora_alone": ("finetune_lora.py:tiny,policy=none", []),
   "finetune_full": ("finetune_full.py:tiny", ["--config.corpus.template=tokenizer"]),

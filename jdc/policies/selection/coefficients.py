@@ -40,8 +40,8 @@ def coefficients(
   the expectation for such responses is 1 - 1/S of it, in the same direction. With `importance`
   ratios w_jk of the model's probability to that under which y_jk was drawn, a_jk is
   w_jk (r_jk - b_j) over the same number, and b_j the mean of w_jk r_jk. Without a baseline the
-  expectation is that of responses of the model; one adds -1/S E w_jk^2 r_jk grad NLL(y_jk | x_j)
-  to it, over what was drawn, which has another direction where the ratios are not 1.
+  expectation is that of responses of the model; a baseline takes 1/S E w^2 r grad NLL off, over
+  what was drawn, which has another direction where the ratios are not 1.
 
   Args:
     reward: f[M, S], in [0, 1].

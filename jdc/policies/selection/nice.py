@@ -22,10 +22,10 @@ def nice(
     G_j = sum_k a_jk grad NLL(y_jk | x_j),   NLL the sum over the tokens of the response,
 
   takes the place of the gradient of the loss of a right answer. `coefficients` says how
-  rewards become a_jk; with a_jk = r_jk / S, G_j is an estimate of -grad E r. The rest is as
-  `less` says: with x_i the projected `direction` of row i, the influence on a task is the mean
-  of cos(x_i, R G_j) over its prompts, and rows are scored by the largest over tasks, or by the
-  mean over all prompts.
+  rewards become a_jk; with a_jk = r_jk / S, G_j is an estimate of -grad E r, without bias for
+  draws at temperature 1 from all tokens. The rest is as `less` says: with x_i the projected
+  `direction` of row i, the influence on a task is the mean of cos(x_i, R G_j) over its prompts,
+  and rows are scored by the largest over tasks, or by the mean over all prompts.
 
   A run draws the responses from the model as it is at each refresh of its target set, or from
   a frozen one, as its configuration `responses` says, and tells of `target_reward`; then
