@@ -49,9 +49,10 @@ def fit(
     z_i = b + sum_{f in document i} w_f / sqrt(F_i),
     J = (1 / n) (sum_i log(1 + exp(-y_i z_i)) + (l2 / 2) |w|^2),    y_i = -1 or 1.
 
-  J is strictly convex in w, so that there is one best w whatever the order of the documents;
-  L-BFGS stops where no partial derivative of J is larger than `tolerance` / sqrt(n), or after
-  `iterations`. It runs on the host's processor, whose sums come in a fixed order.
+  J is strictly convex in w, so that there is one best w* whatever the order of the documents,
+  and |w - w*| <= |grad J| n / l2. L-BFGS stops where no partial derivative of J is larger than
+  `tolerance` / sqrt(n), or after `iterations`. It runs on the host's processor, whose sums come
+  in a fixed order.
 
   Args:
     features: of the documents, of which each has one or more.

@@ -23,7 +23,8 @@ def of_field(batch: pa.RecordBatch, name: str) -> np.ndarray:
   width = next((len(v) for v in values if isinstance(v, list)), 0)
   good = [_is_vector(value, width) for value in values]
   _refuse(batch, good, f"field {name!r} is no list of {width or 'some'} numbers")
-  return np.array(values, np.float32).reshape(len(values), width)
+  with np.errstate(over="ignore"):  # who compares them refuses what is infinite
+    return np.array(values, np.float32).reshape(len(values), width)
 
 
 def _is_vector(value: Any, width: int) -> bool:

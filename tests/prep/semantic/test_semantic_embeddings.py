@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jdc.prep import batches
@@ -53,6 +53,7 @@ def make_batch(texts, fields=None):
   return pa.RecordBatch.from_arrays(arrays, schema=batches.SCHEMA)
 
 
+@settings(deadline=None)
 @given(
   st.lists(
     st.lists(st.sampled_from(["a", "fig", "ripe", "好", "der"]), max_size=9), max_size=6
