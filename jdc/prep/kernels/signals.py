@@ -222,13 +222,15 @@ def _measure(
   of_lines = np.empty(measures.NUM_OF_LINES, np.int64)
   covered = np.empty(ngrams.NUM_SHARES, np.int64)
   met = np.empty(2, np.uint64)
+  known = measures.known_words()
   epoch = np.uint64(1)
   for d in range(offsets.size - 1):
     a, b = offsets[d], offsets[d + 1]
     words, number = tokenise.scan(data, a, b, class_table, spans, hashes, kinds, lines, counts)
     measures.of_words(
-      data, a, words, class_table, lower, stop_keys, stop_masks, spans, kinds, of_words, met
-    )
+      data, a, words, class_table, lower, stop_keys, stop_masks, spans, hashes, kinds, known,
+      of_words, met,
+    )  # fmt: skip
     measures.of_lines(
       data, a, words, number, class_table, spans, hashes, lines, table, epoch, of_lines
     )

@@ -25,6 +25,7 @@ _CLOSES, _BULLET, _LONE = classes.CLOSES, classes.BULLET, classes.LONE_BULLET
 _GOLDEN, _SHIFT = stop_words.GOLDEN, stop_words.SHIFT
 _MAX_STOP = stop_words.MAX_BYTES
 _SLOTS = np.uint64(1023)
+_KNOWN = 4096  # words whose place in the table of stop words is remembered, a power of two
 _PARAGRAPH = np.uint64(0xD6E8FEB86659FD93)
 _LOREM = np.frombuffer(b"lorem", np.uint8)
 _IPSUM = np.frombuffer(b"ipsum", np.uint8)
@@ -89,6 +90,24 @@ def _stop_key(
 
 
 @jit
+def known_words() -> tuple[np.ndarray, np.ndarray]:
+  """Returns what `of_words` remembers: hashes of words, u64, and the slots of each, i64."""
+  hashes = np.empty(_KNOWN, np.uint64)
+  for k in range(_KNOWN):
+    hashes[k] = np.uint64(k ^ 1)  # which no word of this place has
+  return hashes, np.zeros(_KNOWN, np.int64)
+
+
+@jit
+def _stop_slot(key: np.uint64, stop_keys: np.ndarray) -> int:
+  """Returns the slot of a key, or a free one, whose masks are 0."""
+  slot = (key * _GOLDEN) >> _SHIFT
+  while stop_keys[slot] and stop_keys[slot] != key:
+    slot = (slot + np.uint64(1)) & _SLOTS
+  return np.int64(slot)
+
+
+@jit
 def of_words(
   data: np.ndarray,
   a: int,
@@ -98,41 +117,49 @@ def of_words(
   stop_keys: np.ndarray,
   stop_masks: np.ndarray,
   spans: np.ndarray,
+  hashes: np.ndarray,
   kinds: np.ndarray,
+  known: tuple[np.ndarray, np.ndarray],
   result: np.ndarray,
   stops: np.ndarray,
 ) -> None:
-  """Writes counts over words, i64[NUM_OF_WORDS], and the stop words met, bits in u64[2]."""
-  result[:] = 0
-  stops[:] = 0
+  """Writes counts over words, i64[NUM_OF_WORDS], and the stop words met, bits in u64[2].
+
+  Few words make most of a text: which of them are stop words is looked up by the 64-bit hash of
+  a word, as repeated n-grams are told by theirs.
+  """
+  known_hashes, known_slots = known
+  characters = nonsym = spaced = spaced_characters = alpha = sentences = lorem = 0
+  low, high = np.uint64(0), np.uint64(0)
   after_lorem = False
   for w in range(words):
     start, end = a + spans[w, START], a + spans[w, END]
     kind = kinds[w]
-    characters = spans[w, AFTER] - spans[w, FIRST]
-    result[WORD_CHARS] += characters
-    if kind & _WORDY:
-      result[NONSYM] += 1
-      if not kind & _UNSPACED:
-        result[SPACED] += 1
-        result[SPACED_CHARS] += characters
-    if kind & _ALPHA:
-      result[ALPHA] += 1
+    size = spans[w, AFTER] - spans[w, FIRST]
+    in_spaced = kind & (_WORDY | _UNSPACED) == _WORDY
+    characters += size
+    nonsym += kind & _WORDY != 0
+    spaced += in_spaced
+    spaced_characters += size if in_spaced else 0
+    alpha += kind & _ALPHA != 0
     if kind & _ENDS_SENTENCE and _ends_sentence(data, start, end, table):
-      result[SENTENCES] += 1
+      sentences += 1
     if after_lorem and tokenise.matches(data, start, end, _IPSUM):
-      result[LOREM] += 1
+      lorem += 1
     after_lorem = data[end - 1] | 0x20 == 0x6D and end - start >= _LOREM.size
     after_lorem = after_lorem and tokenise.matches(data, end - _LOREM.size, end, _LOREM)
     if kind & _WORDY:
-      key = _stop_key(data, start, end, table, lower)
-      slot = (key * _GOLDEN) >> _SHIFT
-      while key and stop_keys[slot]:
-        if stop_keys[slot] == key:
-          stops[0] |= stop_masks[slot, 0]
-          stops[1] |= stop_masks[slot, 1]
-          break
-        slot = (slot + np.uint64(1)) & _SLOTS
+      place = hashes[w] & np.uint64(_KNOWN - 1)
+      if known_hashes[place] != hashes[w]:
+        key = _stop_key(data, start, end, table, lower)
+        known_hashes[place], known_slots[place] = hashes[w], _stop_slot(key, stop_keys)
+      slot = known_slots[place]
+      low |= stop_masks[slot, 0]
+      high |= stop_masks[slot, 1]
+  result[WORD_CHARS], result[NONSYM], result[SPACED] = characters, nonsym, spaced
+  result[SPACED_CHARS], result[ALPHA] = spaced_characters, alpha
+  result[SENTENCES], result[LOREM] = sentences, lorem
+  stops[0], stops[1] = low, high
 
 
 @jit
