@@ -1,5 +1,7 @@
 """What single words, lines and paragraphs of a scanned document add to its signals."""
 
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -104,7 +106,8 @@ def _stop_slot(key: np.uint64, stop_keys: np.ndarray) -> int:
   slot = (key * _GOLDEN) >> _SHIFT
   while stop_keys[slot] and stop_keys[slot] != key:
     slot = (slot + np.uint64(1)) & _SLOTS
-  return np.int64(slot)
+  found: Any = np.int64(slot)
+  return found
 
 
 @jit
