@@ -10,6 +10,7 @@
   python launch/bench.py --what=sweeps --peer=PYTHON  # statistics of a pool, beside DataFlex
   python launch/bench.py --what=dsir      # text hashed and weighed a second
   python launch/bench.py --what=prep --peer=PYTHON  # documents prepared a second, beside others
+  python launch/bench.py --what=quality  # k-means over its products; text scored a second
   python launch/bench.py --what=generation  # tokens a second, with a cache and by recomputation
   python launch/bench.py --what=logits --vocab_size=32768 --batch_size=16  # what UDS observes
 
@@ -28,6 +29,7 @@ import bench_generation
 import bench_logits
 import bench_policies
 import bench_prep
+import bench_quality
 import bench_setup
 import bench_sweeps
 import jax
@@ -82,13 +84,21 @@ WHAT = flags.DEFINE_enum(
     "generation",
     "logits",
     "prep",
+    "quality",
   ],
   "What to measure.",
 )
 PEAK = flags.DEFINE_float("peak_tflops", 0.0, "The chip's peak, for the share that is used.")
 CHUNK = flags.DEFINE_integer("loss_chunk", None, "Positions of a chunk of logits; or auto.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps that throughput is measured over.")
-for module in (bench_setup, bench_policies, bench_domains, bench_sweeps, bench_prep):
+for module in (
+  bench_setup,
+  bench_policies,
+  bench_domains,
+  bench_sweeps,
+  bench_prep,
+  bench_quality,
+):
   flags.adopt_module_key_flags(module)
 
 
@@ -106,6 +116,7 @@ def main(argv: list[str]) -> None:
     "dsir": bench_dsir.main,
     "prep": bench_prep.main,
     "generation": bench_generation.main,
+    "quality": bench_quality.main,
     "logits": bench_logits.main,
   }[WHAT.value]()
 
