@@ -19,6 +19,9 @@ _PII = {
   "pii_phone": ("call {}", "+1 415-238-0174"),
   "pii_card": ("the card {} was charged", "4539 1488 0343 6467"),
   "pii_iban": ("pay into {}", "DE89 3704 0044 0532 0130 00"),
+  "pii_ssn": ("the social security number is {}", "219-09-9999"),
+  "pii_street": ("send a letter to {}", "48 Harbour Lane, Bridgeton, NJ 08302"),
+  "pii_name": ("ask {} at office@harbourmail.net", "Mara T. Lindqvist"),
 }
 
 

@@ -27,6 +27,9 @@ SAMPLED = (
   "pii_phone_per_million",
   "pii_card_per_million",
   "pii_iban_per_million",
+  "pii_ssn_per_million",
+  "pii_street_per_million",
+  "pii_name_per_million",
 )
 # Of a trial with planted texts and of a second run on its own output: by `plan` and `verify`,
 # not by runs.

@@ -24,7 +24,7 @@ from jdc.prep.spec import Expectation
 
 KEPT = 0.1
 RULE_SHARE = 0.3
-PII = ("email", "ip", "phone", "card", "iban")
+PII = ("email", "ip", "phone", "card", "iban", "ssn", "street", "name")
 
 
 def pii_kinds(goal: Goal) -> tuple[str, ...]:

@@ -77,8 +77,8 @@ def read(text: str) -> Goal:
     ['clean', 'language', 'dedup', 'kept_rate']
     >>> goal.unknown
     ('rhymed',)
-    >>> read("去除重复的英文网页, 至少保留30%").unknown
-    ('至少保留30%',)
+    >>> [intent.capability for intent in read("去除重复的英文网页, 至少保留30%").intents]
+    ['dedup', 'language', 'web', 'kept_rate']
   """
   plain = unicodedata.normalize("NFKC", text).casefold()
   if not re.search(r"\w", plain):

@@ -5,6 +5,7 @@ as `off` behind words such as "keep". Patterns are tried in order and use up wha
 that special ones stand before general ones.
 """
 
+import functools
 import re
 
 from jdc.prep.agent import lexicon_amounts, lexicon_things
@@ -41,6 +42,12 @@ LANGUAGES = {
   "fa": "persian|farsi|波斯语",
 }
 
+
+def _code(code: str, match: re.Match[str]) -> dict[str, str]:
+  del match
+  return {"code": code}
+
+
 _KINDS: tuple[Pattern, ...] = (
   Pattern(
     "all_languages",
@@ -51,7 +58,7 @@ _KINDS: tuple[Pattern, ...] = (
       "language",
       rf"(?:only |仅|只要|只保留|仅保留)?(?:{words})(?:[- ]language\b)?(?:[- ]only\b|"
       r" texts? only\b)?",
-      lambda _, code=code: {"code": code},
+      functools.partial(_code, code),
     )
     for code, words in LANGUAGES.items()
   ),

@@ -73,6 +73,11 @@ PATTERNS: tuple[Pattern, ...] = (
     thing=True,
   ),
   Pattern(
+    "pii_name",
+    r"(?:personal |people'?s |private )names|names of (?:people|persons)|人名|姓名",
+    thing=True,
+  ),
+  Pattern(
     "pii",
     r"personal(?:ly identifiable)? (?:data|information|details|info)|pii\b|"
     r"private (?:data|information)|privacy[- ]sensitive data|个人(?:数据|信息|资料|"

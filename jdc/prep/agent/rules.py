@@ -16,12 +16,16 @@ _EXACT, _NEAR, _HTML = 0.001, 0.005, 0.001
 _STOP_WORDS = frozenset(tokenise_stop_words.LANGUAGES)
 # Which published rules a kind of text is held to. FineWeb's recipe for web text takes Gopher's
 # rules, those of C4 but the one on lines without a full stop, and its own
-# (arXiv:2406.17557, 3.1 to 3.6).
-_RECIPES: dict[str, tuple[str, ...]] = {
-  "gopher": ("gopher_quality", "gopher_repetition"),
-  "refinedweb": ("gopher_quality", "gopher_repetition"),
-  "c4": ("c4",),
-  "fineweb": ("gopher_quality", "gopher_repetition", "c4", "fineweb"),
+# (arXiv:2406.17557, 3.1 to 3.6). Where a paper and its code differ, values are the paper's:
+# three sentences, a tenth of the characters in repeated lines.
+_C4: dict[str, Any] = {"sentences": {"min": 3}}
+_FINEWEB: dict[str, Any] = {"fineweb_lines": {"dup_chars": 0.1}}
+_GOPHER: dict[str, Any] = {"gopher_quality": {}, "gopher_repetition": {}}
+_RECIPES: dict[str, dict[str, Any]] = {
+  "gopher": _GOPHER,
+  "refinedweb": _GOPHER,
+  "c4": {"c4": _C4},
+  "fineweb": {**_GOPHER, "c4": _C4, "fineweb": _FINEWEB},
 }
 _SINGLE = {  # rules that a wish asks for by itself
   "short": ("word_count",),
@@ -170,7 +174,8 @@ class _Steps:
       f"pii_{k}_per_million={self.profile.get(f'pii_{k}_per_million', 0):.4g}" for k in kinds
     )
     given = {"card_luhn" if k == "card" else k: k in kinds for k in contract.PII}
-    params = {} if all(given.values()) else given
+    defaults = ops.OPERATORS["mask_pii"].params.model_fields
+    params = {k: v for k, v in given.items() if v != defaults[k].default}
     self._add("mask_pii", f"{self._asked(*names)}; profile: {rates}", **params)
 
   def _rules(self) -> None:
@@ -178,12 +183,12 @@ class _Steps:
     why: list[str] = []
     recipe = self.goal.find("recipe")
     if recipe:
-      rules |= {group: {} for group in _RECIPES[recipe.args["name"]]}
+      rules |= _RECIPES[recipe.args["name"]]
       why.append(f"goal: {recipe.words!r}")
     elif self.clean:
       web = self.goal.find("web")
       name = "fineweb" if web else "gopher"
-      rules |= {group: {} for group in _RECIPES[name]}
+      rules |= _RECIPES[name]
       words = [self.clean.words, *([web.words] if web else [])]
       why.append(f"goal: {' and '.join(map(repr, words))}, published rules of {name}")
     for wish, names in _SINGLE.items():
@@ -263,6 +268,12 @@ class _Steps:
       rate = f"profile: near_dup_rate={self.profile.get('near_dup_rate', 0):.4g}"
       given = dict(wish.args) if (wish := goal.find("similarity")) else {}
       self._add("minhash_dedup", near if rate in near else f"{near}; {rate}", **given)
+      # Copies with words moved or replaced share few runs of words, but the words. GPT-3's data
+      # were deduplicated so (Brown et al., 2020, arXiv:2005.14165, appendix A).
+      rate_of_words = self.profile.get("reworded_dup_rate", 0)
+      if rate_of_words > _NEAR:
+        evidence = f"profile: reworded_dup_rate={rate_of_words:.4g} > {_NEAR:g}"
+        self._add("minhash_dedup", f"{evidence}: equal sets of words", ngram=1, **given)
     if (why := self._asked("semantic_dedup")) and "semantic_dedup" in ops.OPERATORS:
       self._add("semantic_dedup", why)
 

@@ -23,7 +23,7 @@ def suggestions(
   Example:
     >>> from jdc.prep import ops
     >>> suggestions(["javascript"], ops.OPERATORS)["javascript"]
-    ['boilerplate', 'drop_lines']
+    ['boilerplate']
     >>> suggestions(["duplcates"], ops.OPERATORS)["duplcates"]
     ["the word 'duplicates'"]
   """

@@ -1,5 +1,6 @@
 """What planners are told of data, and the sample that they are not told of."""
 
+import functools
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,7 +125,9 @@ def measure_more(table: pa.Table) -> dict[str, Any]:
 
   Returns:
     `url_rate` and `citation_rate`, of documents with some; `chat_rate`, of records that are
-    instruction data of a known format; `scripts`, shares of the letters.
+    instruction data of a known format; `scripts`, shares of the letters; `reworded_dup_rate`,
+    of documents whose set of words is that of another one, but for a Jaccard similarity of 0.7,
+    near duplicates aside.
   """
   from jdc.prep.text.sft import sft_normalize
 
@@ -139,7 +142,24 @@ def measure_more(table: pa.Table) -> dict[str, Any]:
     "citation_rate": _rate(text, _CITATION),
     "chat_rate": sum(not problem for problem in sft_normalize(fields).problem) / size,
     "scripts": {name: count / total for name, count in letters.items() if count},
+    "reworded_dup_rate": _reworded(text),
   }
+
+
+def _reworded(text: pa.ChunkedArray) -> float:
+  """Returns the share of documents that only a comparison of sets of words finds."""
+  left = pa.concat_arrays(text.chunks)
+  for ngram in (5, 1):
+    keys = near_dedup.keys(left, ngram=ngram)
+    found, _ = near_dedup.decide([keys], functools.partial(_taken, left), ngram=ngram)
+    keep = np.ones(len(left), bool)
+    keep[found.row] = False
+    left = left.filter(pa.array(keep))
+  return len(found.row) / len(text)
+
+
+def _taken(text: pa.StringArray, rows: np.ndarray) -> list[pa.StringArray]:
+  return [text.take(pa.array(rows))]
 
 
 def _rate(text: pa.ChunkedArray, pattern: str) -> float:

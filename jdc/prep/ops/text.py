@@ -118,6 +118,9 @@ class MaskPii(Params):
   phone: bool = True
   card_luhn: bool = True
   iban: bool = True
+  ssn: bool = False
+  street: bool = False
+  name: bool = False
   style: str = "<EMAIL>"
 
   @pydantic.field_validator("style")
@@ -130,7 +133,11 @@ class MaskPii(Params):
 
 
 def mask_pii(batch: pa.RecordBatch, params: MaskPii) -> pa.RecordBatch:
-  """Puts marks in the place of e-mail and IP addresses, phone, card and account numbers."""
+  """Puts marks in the place of e-mail and IP addresses, phone, card and account numbers, ...
+
+  On demand also in that of social security numbers and street addresses, as in the United
+  States, and of names that stand beside what is masked; see `jdc.prep.text.pii`.
+  """
   from jdc.prep.text.pii import mask_pii as function
 
   return changed(batch, function(batch.column("text"), **params.model_dump()))
