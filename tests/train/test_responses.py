@@ -9,7 +9,7 @@ import pytest
 from jdc import policies
 from jdc.models.decoder import decoder
 from jdc.policies import DataPolicy, selection
-from jdc.policies.selection.coefficients import coefficients, importance_ratios
+from jdc.policies.selection.coefficients import coefficients
 from jdc.stats.directions import Adam
 from jdc.stats.policy_gradient import (
   make_log_probabilities,
@@ -23,6 +23,15 @@ from jdc.train.config import FeaturesConfig, ResponsesConfig, TargetConfig
 from jdc.train.state import Reference, Start
 
 GIVEN = ResponsesConfig(count=3, max_new_tokens=5, coefficients="dataflex", batch_size=8)
+OFFICIAL = dataclasses.replace(GIVEN, coefficients="official")
+
+
+def harsh(prompt, response, reference):
+  """The share of ASCII letters; short right answers have more than drawn ones, others less."""
+  del prompt
+  if response == reference:
+    return 0.9 if len(response) == 1 else 0.3
+  return sum(letter.isascii() for letter in response) / max(len(response), 1)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +57,7 @@ def drawing(build):
 
   def parts(given, frozen=None):
     run = build(given=given)
-    run = run._replace(responses=run.responses._replace(frozen=frozen))
+    run = run._replace(responses=run.responses._replace(reward=harsh, frozen=frozen))
     mesh = sharding.make_mesh(**dataclasses.asdict(run.config.mesh))
     batches, start = sharding.batch_sharding(mesh), Start(run.model)
     targets = sources.target_rows(run.config, run.policies, run.domains, run.tasks)
@@ -70,11 +79,14 @@ def drawing(build):
 
 
 def reference_gradient(run, mesh, targets, features, begun, drawn, frozen):
-  prompts = prompts_of(targets).prompts
+  given = run.config.responses
+  prompts, answers = prompts_of(targets)
+  text = lambda ids: run.responses.decode([i for i in ids if i not in run.responses.stop_ids])
   rewards = np.array([
-    [run.responses.reward("", run.responses.decode(y.ids), "") for y in ys]
-    for ys in drawn.completions
+    [harsh("", text(y.ids), text(answer)) for y in ys]
+    for ys, answer in zip(drawn.completions, answers, strict=True)
   ])  # fmt: skip
+  right = np.array([harsh("", text(answer), text(answer)) for answer in answers])
   batches = sharding.batch_sharding(mesh)
   ids = [[y.ids for y in ys] for ys in drawn.completions]
   rows = response_rows(prompts, ids, targets.tokens.shape[1])
@@ -82,17 +94,30 @@ def reference_gradient(run, mesh, targets, features, begun, drawn, frozen):
   if frozen:
     log_p = make_log_probabilities(run.model, 8, batches)(begun.parts, rows)
     log_q = [[sum(y.log_probabilities) for y in ys] for ys in drawn.completions]
-    ratios = importance_ratios(log_p.reshape(rewards.shape), np.array(log_q))
-  a = coefficients(rewards, np.zeros(len(prompts)), "dataflex", importance=ratios)
+    log_ratios = log_p.reshape(rewards.shape) - np.array(log_q)
+    ratios = np.minimum(np.exp(log_ratios), given.largest_ratio or np.inf)
+  rule = given.coefficients
+  a = coefficients(rewards, right, rule, given.baseline, given.best, importance=ratios)
+  every = [[*ys, answer] for ys, answer in zip(ids, answers, strict=True)]
+  rows = response_rows(prompts, every, targets.tokens.shape[1])
   passed = make_policy_gradient(features, len(prompts), 8, batches)(
-    begun.parts, rows, np.asarray(a)[:, :-1].reshape(-1)
+    begun.parts, rows, np.asarray(a).reshape(-1)
   )
   return rewards, a, passed.gradient_MxR
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(
+  ("given", "frozen"),
+  [
+    (GIVEN, False),
+    (GIVEN, True),
+    (dataclasses.replace(GIVEN, baseline=True, largest_ratio=0.8), True),
+    (OFFICIAL, False),
+    (dataclasses.replace(OFFICIAL, baseline=True, best=2), False),
+  ],
+)
 def test_the_targets_gradient_is_that_of_the_rewards_of_what_was_drawn(
-  drawing, model_config, frozen
+  drawing, model_config, given, frozen
 ):
   writer = decoder(model_config)
 
@@ -100,7 +125,7 @@ def test_the_targets_gradient_is_that_of_the_rewards_of_what_was_drawn(
     return jax.device_put(writer.init(jax.random.key(5)), jax.NamedSharding(mesh, jax.P()))
 
   other = Reference(writer, load, "other") if frozen else None
-  run, mesh, targets, features, begun, refresh = drawing(GIVEN, other)
+  run, mesh, targets, features, begun, refresh = drawing(given, other)
   with jax.set_mesh(mesh):
     told, cost = refresh(begun)
     found, _, drawn = refresh.rewarded.compute(begun, told.target)
@@ -114,6 +139,8 @@ def test_the_targets_gradient_is_that_of_the_rewards_of_what_was_drawn(
   np.testing.assert_allclose(found.stats.gradient, expected, rtol=0, atol=1e-5)
   assert other_drawn.completions != drawn.completions  # of another step
   assert np.any(np.asarray(expected) != 0)
+  if given.coefficients == "official":  # right answers take the place of some, not of all
+    assert 0 < np.sum(np.asarray(a)[:, -1] > 0) < len(targets.task)
   rows = len(targets.task) * 3
   passed = int(np.sum(np.asarray(a) != 0))
   assert cost == (len(targets.task) + rows * (1 + frozen) + passed, passed)
