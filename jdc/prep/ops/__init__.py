@@ -3,6 +3,7 @@
 from jdc.prep.catalog import Operator
 from jdc.prep.ops import (
   dedup,
+  documents,
   fields,
   filters,
   importance,
@@ -29,6 +30,7 @@ OPERATORS: dict[str, Operator] = {
     semantic,
     percentiles,
     importance,
+    documents,
     sampling,
     llm,
   )
