@@ -5,6 +5,7 @@
     --input='raw/*.jsonl.gz' --output=DIR
   python launch/prep.py run pipeline.toml --output=DIR --workers=2
   python launch/prep.py verify pipeline.toml [--input='new/*.jsonl.gz']
+  python launch/prep.py feedback --run=RUN --pipeline=pipeline.toml [--output=next.toml]
   python launch/prep.py explain [OPERATOR | pipeline.toml]
   python launch/prep.py diff BEFORE AFTER
 
@@ -18,6 +19,10 @@ and may be removed. It ends with 1 if an expectation of the plan does not hold.
 Chinese, and tries it on other documents; `--review` asks about each step. `verify` tries any
 plan, on new data. Both end with 1 if something that is expected does not hold.
 
+`feedback` reads what a run of launch/train.py learnt about every document of the plan's token
+shards (`--config.logging.example_table=True`), and writes the next version of the plan beside
+it: what to drop and why, and more of which domains (`jdc/prep/feedback`).
+
 `diff` compares two plans, or the plans and results of two runs.
 """
 
@@ -28,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
+from absl import logging as absl_logging
 
 from jdc.prep import check, manifest, ops, profile, runner
 from jdc.prep.catalog import explain, listing
@@ -54,6 +60,9 @@ ROUNDS = flags.DEFINE_integer("rounds", 3, "Most repairs of a plan.", lower_boun
 PLANNER = flags.DEFINE_string(
   "planner", "rules", "rules, or llm:MODEL[@URL] of an OpenAI-compatible server."
 )
+TRAINED = flags.DEFINE_string("run", "", "Of feedback: the workdir of a training run.")
+PIPELINE = flags.DEFINE_string("pipeline", "", "Of feedback: the plan of the run's data.")
+MAX_DROP = flags.DEFINE_float("max_drop", 0.3, "Of feedback: most of the tokens that go.")
 REVIEW = flags.DEFINE_bool("review", False, "Ask about each step of a plan.")
 FORMAT = flags.DEFINE_string("format", "auto", "Of a profile or plan: input.format.")
 TEXT_COLUMN = flags.DEFINE_string("text_column", "text", "Of a profile: input.text_column.")
@@ -62,7 +71,7 @@ TEXT_COLUMN = flags.DEFINE_string("text_column", "text", "Of a profile: input.te
 def main(argv: list[str]) -> int:
   logging.basicConfig(level=logging.INFO, format="%(message)s")
   commands = {"plan": _plan, "run": _run, "verify": _verify, "profile": _profile}
-  commands |= {"explain": _explain, "diff": _diff}
+  commands |= {"explain": _explain, "diff": _diff, "feedback": _feedback}
   if len(argv) < 2:
     raise app.UsageError(f"give a command: {', '.join(commands)}")
   if argv[1] not in commands:
@@ -150,6 +159,26 @@ def _explain(arguments: list[str]) -> int:
       print(check.describe(PlanSpec.read(name), Path(name).parent))
     else:
       raise ValueError(f"no operator {name!r}{suggestion(name, ops.OPERATORS)}")
+  return 0
+
+
+def _feedback(arguments: list[str]) -> int:
+  from jdc.prep.feedback import command, propose, report
+  from jdc.train import checkpoint
+
+  if arguments or not TRAINED.value or not PIPELINE.value:
+    raise app.UsageError("feedback --run=RUN --pipeline=PLAN [--output=next.toml]")
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  path = Path(PIPELINE.value)
+  output = Path(OUTPUT.value or path.with_name(f"{path.stem}.next.toml"))
+  _, payload = checkpoint.read_payload(Path(TRAINED.value) / "checkpoints")
+  data = payload["host"]["config"]["data"]
+  limits = propose.Limits(max_drop=MAX_DROP.value)
+  written = command.feedback(TRAINED.value, data, path, output, limits)
+  print(report.to_text(written.report))
+  print(f"report: {output.with_name(f'{output.stem}.report.json')}")
+  if written.plan is not None:
+    print(f"next plan: {written.plan}")
   return 0
 
 
