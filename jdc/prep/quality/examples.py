@@ -103,10 +103,9 @@ def texts_of(paths: Sequence[str], text_column: str = "text") -> Iterator[str]:
 
 
 def _number(record: dict[str, Any], field: str) -> float | None:
+  if field not in record and isinstance(record.get("fields"), str):
+    record = json.loads(record["fields"])  # the output of a plan has them in a column
   value = record.get(field)
-  for name in ("fields",):  # the output of a plan in Parquet has records as JSON in a column
-    if value is None and isinstance(record.get(name), str):
-      value = json.loads(record[name]).get(field)
   if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
     return None
   return float(value)

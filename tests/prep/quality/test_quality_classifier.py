@@ -253,6 +253,11 @@ def test_labels_of_a_dear_model_are_distilled(tmp_path):
   found = classifier.fit(held, buckets=1 << 12).about
   assert found["agreement"]["kappa"] > 0.6
   assert found["agreement"]["spearman"] > 0.5
+  output = [{"text": r["text"], "fields": json.dumps({"score": r["score"]})} for r in records]
+  same = examples.of_labels(
+    [write(tmp_path / "out.jsonl.gz", output)], field="score", min_label=3
+  )
+  assert (same.texts, same.value.tolist()) == (held.texts, held.value.tolist())
   bad = [{"text": "a b"}, {"text": "c d", "score": "4"}, {"text": "e f", "score": True}]
   path = write(tmp_path / "bad.jsonl.gz", [*records, *bad])
   with pytest.raises(
