@@ -19,11 +19,17 @@ def normal_text(
   count = len(offsets) - 1
   new_offsets = np.zeros(count + 1, np.int64)
   out = np.empty((offsets[-1] - offsets[0]) * 3 // 2 + 4, np.uint8)
+  plain = np.empty(128, np.uint8)
+  for k in range(128):
+    plain[k] = 32 if fold[k] >> KIND == SPACE else fold[k] & CODE
   code: Any
   space: Any
   end: Any = np.int64(0)
   for n in range(count):
     i, stop, begin, space = offsets[n], offsets[n + 1], end, False
+    if _is_ascii(data[i:stop]):
+      end = _fold_ascii(data[i:stop], plain, out, end)
+      i = stop
     while i < stop:
       code, size = np.int64(data[i]), 1
       if code >= 128:
@@ -42,6 +48,26 @@ def normal_text(
       end = encode(out, end, code)
     new_offsets[n + 1] = end
   return new_offsets, out[:end]
+
+
+@numba.njit(cache=True, nogil=True)
+def _is_ascii(text: np.ndarray) -> bool:
+  found = np.uint8(0)
+  for byte in text:
+    found |= byte
+  return found < 128
+
+
+@numba.njit(cache=True, nogil=True)
+def _fold_ascii(text: np.ndarray, plain: np.ndarray, out: np.ndarray, end: int) -> int:
+  """Writes the folded text to out[end:], without a branch; returns where it ends."""
+  begin, last = end, np.uint8(32)
+  for byte in text:
+    folded = plain[byte]
+    out[end] = folded
+    end += (folded != 32) | (last != 32)
+    last = folded
+  return end - (last == 32 and end > begin)
 
 
 @numba.njit(cache=True, nogil=True)

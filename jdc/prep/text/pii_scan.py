@@ -13,6 +13,9 @@ _DIGIT, _AT, _COLON = 1, 2, 3
 _KIND = np.zeros(256, np.uint8)
 _KIND[ord("0") : ord("9") + 1] = _DIGIT
 _KIND[ord("@")], _KIND[ord(":")] = _AT, _COLON
+_HEX = np.zeros(256, np.bool_)
+_HEX[list(b"0123456789abcdefABCDEF")] = True
+_IBAN_LETTERS = 11  # least number of letters and digits after the first four
 # Bytes that may stand between the digits of one number, also of U+00A0 and U+2010 to U+2013.
 _BETWEEN = np.zeros(256, np.bool_)
 _BETWEEN[[*b" -.()/", 0xC2, 0xA0, 0xE2, 0x80, *range(0x90, 0x94)]] = True
@@ -42,7 +45,7 @@ def scan(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     >>> scan(np.frombuffer(text, np.uint8), np.array([0, len(text)])).tolist() == [EMAIL | IPV4]
     True
   """
-  return _scan(data, offsets, _KIND, _BETWEEN, _FILL, _CUES, _AFTER_CUES)
+  return _scan(data, offsets, _KIND, _HEX, _BETWEEN, _FILL, _CUES, _AFTER_CUES)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -50,6 +53,7 @@ def _scan(
   data: np.ndarray,
   offsets: np.ndarray,
   kinds: np.ndarray,
+  hexadecimal: np.ndarray,
   between: np.ndarray,
   fill: np.ndarray,
   cues: np.ndarray,
@@ -59,7 +63,6 @@ def _scan(
   for row in range(len(offsets) - 1):
     start, end, found = offsets[row], offsets[row + 1], 0
     i = start
-    colons, last_colon = 0, start - 8
     while i < end:
       kind = kinds[data[i]]
       if kind == 0:
@@ -73,10 +76,7 @@ def _scan(
           found |= EMAIL
         i += 1
       else:
-        colons = colons + 1 if i - last_colon <= 5 else 1
-        last_colon = i
-        if colons >= 2:
-          found |= IPV6
+        found |= _ipv6(data, i, start, end, hexadecimal)
         i += 1
     flags[row] = found
   return flags
@@ -84,10 +84,32 @@ def _scan(
 
 @numba.njit(cache=True, nogil=True)
 def _iban(data: np.ndarray, i: int, start: int, end: int, kinds: np.ndarray) -> int:
-  """Two capital letters before the first of two digits."""
+  """Two capital letters before the first of two digits, and enough of both after these."""
   if i < start + 2 or i + 1 >= end or kinds[data[i + 1]] != _DIGIT:
     return 0
-  return IBAN if 65 <= data[i - 1] <= 90 and 65 <= data[i - 2] <= 90 else 0
+  if not (65 <= data[i - 1] <= 90 and 65 <= data[i - 2] <= 90):
+    return 0
+  count, k = 0, i + 2
+  while k < end and count < _IBAN_LETTERS:
+    if 65 <= data[k] <= 90 or kinds[data[k]] == _DIGIT:
+      count += 1
+    elif data[k] != 0x20 and data[k] != 0xC2 and data[k] != 0xA0:  # spaces, also U+00A0
+      return 0
+    k += 1
+  return IBAN if count == _IBAN_LETTERS else 0
+
+
+@numba.njit(cache=True, nogil=True)
+def _ipv6(data: np.ndarray, i: int, start: int, end: int, hexadecimal: np.ndarray) -> int:
+  """Before a colon four digits, of which the first is 2 or 3, soon after it another colon."""
+  if i < start + 4 or not 0x32 <= data[i - 4] <= 0x33:
+    return 0
+  if not (hexadecimal[data[i - 3]] and hexadecimal[data[i - 2]] and hexadecimal[data[i - 1]]):
+    return 0
+  k = i + 1
+  while k < end and k < i + 5 and hexadecimal[data[k]]:
+    k += 1
+  return IPV6 if k < end and data[k] == 0x3A else 0
 
 
 @numba.njit(cache=True, nogil=True)

@@ -87,11 +87,36 @@ def _normalize(
   out_offsets = np.zeros(len(offsets), np.int64)
   at = 0
   for row in range(len(offsets) - 1):
-    at = _normalize_row(
-      data, offsets[row], offsets[row + 1], out, at, max_blank, strip, keep_indent, kinds
-    )
+    start, end = offsets[row], offsets[row + 1]
+    if _is_normal(data[start:end], max_blank):
+      out[at : at + end - start] = data[start:end]
+      at += end - start
+    else:
+      at = _normalize_row(data, start, end, out, at, max_blank, strip, keep_indent, kinds)
     out_offsets[row + 1] = at
   return out_offsets
+
+
+@numba.njit(cache=True, nogil=True)
+def _is_normal(text: np.ndarray, max_blank: int) -> bool:
+  """Whether a text is surely in the form already, in steps that the compiler does 32 at a time.
+
+  It has no white space but U+0020 and LF, nor bytes that others start with; a space stands
+  between words; there are at most two LF in a row, or one if there may be no blank line.
+  """
+  last = len(text) - 1
+  if last < 3 or text[0] <= 32 or text[last] <= 32:
+    return False
+  found = np.uint8(0)
+  for i in range(1, last):
+    byte, after = text[i], text[i + 1]
+    line, white = byte == 10, (byte == 10) | (byte == 32)
+    other = (byte >= 9) & (byte <= 13) & (byte != 10)
+    other |= (byte == 0xC2) | ((byte >= 0xE1) & (byte <= 0xE3))
+    third = line & (after == 10) & ((text[i - 1] == 10) | (max_blank == 0))
+    pair = (white & (after == 32)) | ((byte == 32) & (after == 10))
+    found |= np.uint8(other | third | pair)
+  return text[0] < 0x80 and found == 0
 
 
 @numba.njit(cache=True, nogil=True)
