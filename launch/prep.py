@@ -13,7 +13,8 @@
 why, in `dropped/`; records that could not be read in `quarantine/`; `manifest.json`,
 `report.json`, `report.html` and `README.md`. The same command goes on where a run was stopped,
 and after a change of the plan redoes what depends on the change; `work/` holds what that takes
-and may be removed. It ends with 1 if an expectation of the plan does not hold.
+and may be removed. It ends with 1 if an expectation of the plan does not hold, or nothing is
+kept.
 
 `plan` measures a sample of the input, writes DIR/pipeline.toml for a goal in words, English or
 Chinese, and tries it on other documents; `--review` asks about each step. `verify` tries any
@@ -102,11 +103,13 @@ def _run(arguments: list[str]) -> int:
   made = run.execute()
   print(manifest.summary(made))
   print(f"{run.done} pieces of work done, {run.reused} were there already: {OUTPUT.value}")
+  if not made["accounts"]["kept"]:
+    print("nothing is kept: see dropped/ and quarantine/ for the reasons", file=sys.stderr)
   failed = [held for held in made["expectations"] if not held["holds"]]
   for held in failed:
     bounds = f"[{held['min']}, {held['max']}]"
     print(f"expected {held['name']} in {bounds}, got {held['value']}", file=sys.stderr)
-  return 1 if failed else 0
+  return 1 if failed or not made["accounts"]["kept"] else 0
 
 
 def _plan(arguments: list[str]) -> int:

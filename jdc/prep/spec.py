@@ -127,6 +127,12 @@ class Expectation(pydantic.BaseModel):
       return {"min": value[0], "max": value[1]}
     return value
 
+  @pydantic.model_validator(mode="after")
+  def _can_hold(self) -> "Expectation":
+    if self.min is not None and self.max is not None and self.min > self.max:
+      raise ValueError(f"min must be at most max, got [{self.min}, {self.max}]")
+    return self
+
   def holds(self, value: float) -> bool:
     """Whether a value lies in the range, ends included."""
     return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)

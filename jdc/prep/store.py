@@ -188,7 +188,10 @@ def lock(root: Path) -> Iterator[None]:
   Raises:
     ValueError: if another run holds it, or it holds files of something else.
   """
-  root.mkdir(parents=True, exist_ok=True)
+  try:
+    root.mkdir(parents=True, exist_ok=True)
+  except (FileExistsError, NotADirectoryError):
+    raise ValueError(f"{root}: is no folder; give an empty or a new one") from None
   held = [path.name for path in root.iterdir()]
   if held and not any(name in held for name in (COMMITS, LOCK)):
     raise ValueError(

@@ -317,6 +317,10 @@ def test_fields_are_derived_from_templates(tmp_path):
       (row["offset"] for row in found), strict=True,
     )
   ]  # fmt: skip
+  with open(tmp_path / "raw" / "web.jsonl", "a") as file:
+    file.write('\n{"text": "Half a letter.", "title": "\\ud800", "meta": {"n": 1}}')
+  made = run(tmp_path, step("derive", fields=fields), paths=("raw/web.jsonl",))
+  assert made["accounts"]["dropped"] == {"derive": 2}
   fields = {"text": "{title}|{meta.by}|{text}"}
   empty = step("derive", fields=fields, missing="empty")
   found = rows_of(tmp_path, run(tmp_path, empty, paths=("raw/web.jsonl",)))

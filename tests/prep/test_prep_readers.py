@@ -4,7 +4,9 @@ import decimal
 import gzip
 import io
 import json
+import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jdc.prep import batches, readers
+from jdc.prep.links import cause_kind
 from jdc.prep.readers import files, jsonl, streams
 from jdc.prep.spec import InputSpec
 
@@ -387,3 +390,44 @@ def test_tasks_are_joined_as_before_around_a_file_that_changes():
       redone.append(len(set(after) - set(before)))
   assert np.mean(redone) < 3
   assert max(redone) < 15
+
+
+def found(folder, *paths, **spec):
+  return [file.source for file in files.find(InputSpec(paths=paths, **spec), folder)]
+
+
+def test_every_file_is_read_once_however_it_is_reached(tmp_path):
+  (tmp_path / "raw" / "sub").mkdir(parents=True)
+  for name in ("b.jsonl", "sub/a.jsonl"):
+    (tmp_path / "raw" / name).write_text('{"text": "a"}\n')
+  (tmp_path / "raw" / "LOOP").symlink_to("..")
+  (tmp_path / "raw" / "sub" / "same.jsonl").symlink_to("a.jsonl")
+  both = ["raw/b.jsonl", "raw/sub/a.jsonl"]
+  assert found(tmp_path, "raw") == both
+  assert sorted(found(tmp_path, "raw/**/*.jsonl")) == both
+  assert found(tmp_path, "raw/b.jsonl", "./raw/b.jsonl", "raw/*.jsonl") == both[:1]
+  assert sorted(found(tmp_path, "raw/[a-z]*")) == both  # a folder means the files in it
+
+
+def test_what_is_no_file_is_named(tmp_path):
+  os.mkfifo(tmp_path / "pipe.jsonl")
+  (tmp_path / "nowhere.jsonl").symlink_to("gone")
+  with pytest.raises(ValueError, match=r"pipe.jsonl: neither a file nor a folder"):
+    found(tmp_path, "pipe.jsonl")
+  (tmp_path / "pipe.jsonl").unlink()
+  spec = InputSpec(paths=("*.jsonl",))
+  with pytest.raises(ValueError, match=r"nowhere.jsonl: cannot be read: No such file"):
+    files.check_readable(files.find(spec, tmp_path), spec)
+  (tmp_path / "nowhere.jsonl").unlink()
+  (Path(os.fsdecode(bytes(tmp_path) + b"/\xff.jsonl"))).write_text("{}")
+  with pytest.raises(ValueError, match=r"xff.jsonl': a name that is not UTF-8"):
+    found(tmp_path, "*.jsonl")
+
+
+def test_causes_of_bad_records_are_few_kinds(tmp_path):
+  path = tmp_path / "a.jsonl"
+  names = ["../x", "a b", 7, None]
+  path.write_text("\n".join(json.dumps({"text": "t", "d": name}) for name in names))
+  _, bad, _, _ = read_all(path, domain_column="d")
+  assert {cause_kind(b.cause) for b in bad} == {"no name of a domain in field 'd'"}
+  assert "'../x' does not match" in bad[0].cause

@@ -225,6 +225,13 @@ def test_a_changed_file_redoes_its_own_shards(raw, whole, tmp_path):
   assert 0 < done.count("01-text") <= shards // 4 + 1 < shards
 
 
+def test_a_file_in_the_place_of_the_folder_is_named(raw, tmp_path):
+  (tmp_path / "out").write_text("")
+  for folder in (tmp_path / "out", tmp_path / "out" / "sub"):
+    with pytest.raises(ValueError, match=r"out.*: is no folder"):
+      run(make_plan(), folder, raw)
+
+
 def test_dropped_texts_are_kept_on_request(raw, tmp_path):
   run(make_plan(), tmp_path / "out", raw, keep_dropped=True)
   for row in rows_of(tmp_path / "out", "dropped"):

@@ -180,3 +180,9 @@ def test_parameters_are_not_converted():
       assert "step 3 (minhash_dedup): bands=" in problems(text)
     else:
       check.resolve(PlanSpec.from_toml(text), ROOT)
+
+
+def test_an_expectation_that_nothing_can_meet_is_refused():
+  wrong = {"jdc_pipeline": 1, "input": {"paths": ["a"]}, "expect": {"kept_rate": [1, 0]}}
+  with pytest.raises(ValueError, match=r"expect.kept_rate: .*min must be at most max"):
+    PlanSpec.from_dict(wrong)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections import Counter
 from typing import Any
 
@@ -13,6 +14,8 @@ from jdc.prep.links.base import Place
 from jdc.prep.store import AtomicFile, Written
 from jdc.prep.tables import TableFile
 
+_PLACE = re.compile(r":| at (?:byte|character|line) ")
+_NUMBER = re.compile(r"(?<![\w-])\d+")
 _DROPPED = (
   pa.field("doc_id", pa.binary(batches.ID_BYTES)),
   pa.field("source", pa.string()),
@@ -66,13 +69,17 @@ class Quarantine:
 def cause_kind(cause: str) -> str:
   """Returns a cause without what differs from record to record.
 
-  >>> (
-  ...   cause_kind("invalid UTF-8 at byte 17"),
-  ...   cause_kind("invalid JSON: Expecting value: line 1"),
-  ... )
-  ('invalid UTF-8', 'invalid JSON')
+  >>> [
+  ...   cause_kind(cause)
+  ...   for cause in (
+  ...     "invalid UTF-8 at byte 17",
+  ...     "invalid JSON: Expecting value: line 1",
+  ...     "a line of 70000012 bytes; at most 67108864",
+  ...   )
+  ... ]
+  ['invalid UTF-8', 'invalid JSON', 'a line of N bytes; at most N']
   """
-  return cause.partition(":")[0].partition(" at ")[0]
+  return _NUMBER.sub("N", _PLACE.split(cause, maxsplit=1)[0])
 
 
 class DroppedFile:

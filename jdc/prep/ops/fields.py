@@ -67,7 +67,8 @@ def derive(batch: pa.RecordBatch, params: Derive) -> pa.RecordBatch:
   values as JSON; {meta.url} for a field of a field; {text} for the text; {jdc.source},
   {jdc.offset} and {jdc.domain} for where the record comes from. A template without braces is
   a constant. The field `text` is the text. All templates see the record as it came. A record
-  that lacks a field, or has null there, is dropped, or with missing="empty" gets "" for it.
+  that lacks a field, or has null there, is dropped, or with missing="empty" gets "" for it;
+  one whose text would have a lone surrogate is dropped.
   """
   templates = {name: _template(template) for name, template in params.fields.items()}
   texts, fields, missing = [], [], []
@@ -82,9 +83,11 @@ def derive(batch: pa.RecordBatch, params: Derive) -> pa.RecordBatch:
       )
       for name, parts in templates.items()
     }
-    texts.append(made.pop("text", row["text"]))
+    text = made.pop("text", row["text"])
+    valid = _is_valid(text)
+    texts.append(text if valid else row["text"])
     fields.append(dump({**record, **made}))
-    missing.append("derive" if lacks and params.missing == "drop" else None)
+    missing.append("derive" if (lacks and params.missing == "drop") or not valid else None)
   batch = replace_text(batch, pa.array(texts, pa.string()))
   batch = set_column(batch, "fields", pa.array(fields, pa.string()))
   return set_column(batch, "drop", pa.array(missing, pa.string()))
@@ -102,6 +105,15 @@ def _template(text: str) -> tuple[tuple[str, str], ...]:
       raise ValueError("accepted in braces: the name of a field, alone")
     found.append((before, name or ""))
   return tuple(found)
+
+
+def _is_valid(text: str) -> bool:
+  """Whether a text has no lone surrogates, which JSON may hold and UTF-8 may not."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
 
 
 def _value(record: Mapping[str, Any], name: str) -> str | None:

@@ -67,7 +67,7 @@ def find(spec: InputSpec, root: Path) -> list[InputFile]:
     ValueError: lists patterns without a file, unknown suffixes, files that two domains claim,
       splits that a folder lacks.
   """
-  found: dict[str, InputFile] = {}
+  found: dict[str, InputFile] = {}  # by what links lead to: each file is read once
   wrong: list[str] = []
   groups = spec.paths if isinstance(spec.paths, Mapping) else {spec.domain: spec.paths}
   for domain, patterns in groups.items():
@@ -77,10 +77,25 @@ def find(spec: InputSpec, root: Path) -> list[InputFile]:
         wrong.append(f"{pattern}: no such file, seen from {root}")
       for path, source in matches:
         file = _input_file(path, source, domain, spec, wrong)
-        if file and found.setdefault(path, file).domain != domain:
-          wrong.append(f"{source}: both in domain {found[path].domain!r} and in {domain!r}")
+        if file is None:
+          continue
+        try:
+          source.encode()
+        except UnicodeEncodeError:
+          wrong.append(f"{os.fsencode(source)!r}: a name that is not UTF-8; rename the file")
+          continue
+        held = found.setdefault(os.path.realpath(path), file)
+        if held.domain != domain:
+          wrong.append(f"{source}: both in domain {held.domain!r} and in {domain!r}")
+        elif _depth(file) < _depth(held):
+          found[os.path.realpath(path)] = file
   problems.raise_all(wrong, "input.paths")
   return list(found.values())
+
+
+def _depth(file: InputFile) -> int:
+  """Returns how long a path is: of several to a file, as through a loop of links, least."""
+  return len(Path(file.path).parts)
 
 
 def _expand(
@@ -99,13 +114,15 @@ def _expand(
     if os.path.isdir(name):
       if spec.format == "hf":
         inside = _hf_files(Path(name), spec.split, pattern, wrong)
-      elif name == base:
+      elif name == base or "**" not in pattern:
         inside = sorted(_visible_files(Path(name)))
       else:
-        continue  # a glob with ** also matches folders; their files match by themselves
+        continue  # files in folders that ** matches match by themselves
       result += [(str(p), _join(source, os.path.relpath(p, name))) for p in inside]
-    else:
+    elif os.path.isfile(name) or os.path.islink(name):
       result.append((name, source))
+    else:
+      wrong.append(f"{source}: neither a file nor a folder")
   return result
 
 
