@@ -23,6 +23,7 @@ PREP = [
   "warcio>=1.7.5",
 ]
 LLM = [*PREP, "aiohttp>=3.13", "jsonschema-rs>=0.37"]
+EMBEDDINGS = ["sentence-transformers>=5.0"]
 HF = [*TOKENIZERS, "jinja2>=3.1.6", "transformers>=5.0"]
 # What results are compared with; this release of torch installs without CUDA.
 PEERS = ["peft>=0.21", "safetensors>=0.6", "torch==2.13.0"]
@@ -46,7 +47,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["jdc", "jdc.*"]),
-  package_data={"jdc": ["py.typed"]},
+  package_data={"jdc": ["py.typed", "prep/recipes/*.toml"]},
   install_requires=[
     "absl-py>=2.3",
     "flax>=0.12.8",
@@ -64,6 +65,7 @@ setup(
     "parquet": PARQUET,
     "zstd": ZSTD,
     "prep": PREP,
+    "embeddings": [*PREP, *EMBEDDINGS],
     "ray": [*PREP, "ray>=2.40"],
     "llm": LLM,
     "tfds": TFDS,

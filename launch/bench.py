@@ -10,6 +10,7 @@
   python launch/bench.py --what=sweeps --peer=PYTHON  # statistics of a pool, beside DataFlex
   python launch/bench.py --what=dsir      # text hashed and weighed a second
   python launch/bench.py --what=prep --peer=PYTHON  # documents prepared a second, beside others
+  python launch/bench.py --what=llm  # how busy a server of a model is kept; cached answers
   python launch/bench.py --what=quality  # k-means over its products; text scored a second
   python launch/bench.py --what=generation  # tokens a second, with a cache and by recomputation
   python launch/bench.py --what=logits --vocab_size=32768 --batch_size=16  # what UDS observes
@@ -26,6 +27,7 @@ from typing import Any, cast
 import bench_domains
 import bench_dsir
 import bench_generation
+import bench_llm
 import bench_logits
 import bench_policies
 import bench_prep
@@ -84,6 +86,7 @@ WHAT = flags.DEFINE_enum(
     "generation",
     "logits",
     "prep",
+    "llm",
     "quality",
   ],
   "What to measure.",
@@ -97,6 +100,7 @@ for module in (
   bench_domains,
   bench_sweeps,
   bench_prep,
+  bench_llm,
   bench_quality,
 ):
   flags.adopt_module_key_flags(module)
@@ -116,6 +120,7 @@ def main(argv: list[str]) -> None:
     "dsir": bench_dsir.main,
     "prep": bench_prep.main,
     "generation": bench_generation.main,
+    "llm": bench_llm.main,
     "quality": bench_quality.main,
     "logits": bench_logits.main,
   }[WHAT.value]()

@@ -147,6 +147,11 @@ class Answers:
       found.append(None if place is None else self._read(place, key))
     return found
 
+  def get(self, key: bytes) -> Reply | None:
+    """Returns the answer of a key that was added lately, or that a look at all finds."""
+    place = self._recent.get(int.from_bytes(key[:8]))
+    return self._read(place, key) if place is not None else self.find([key])[0]
+
   def _read(self, place: int, key: bytes) -> Reply | None:
     line = os.pread(self._file, 4096, place)
     while b"\n" not in line:

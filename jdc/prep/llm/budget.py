@@ -23,7 +23,7 @@ class Purse:
   def __init__(self, model: str, spent: Spent):
     self.model, self.spent = model, spent
     self._under_way = Spent()
-    self._count = 0
+    self._count = self._waiting = 0
     self._changed = asyncio.Condition()
 
   async def reserve(self, budget: Budget, body: bytes, max_tokens: int) -> Spent:
@@ -33,30 +33,39 @@ class Purse:
       UsedUp: if it does not fit even when nothing is under way.
     """
     most = Spent(1, len(body) + _TEMPLATE, max_tokens)
+    if not self._over(budget, _sum(_sum(self.spent, self._under_way), most)):
+      self._under_way, self._count = _sum(self._under_way, most), self._count + 1
+      return most
     async with self._changed:
       while over := self._over(budget, _sum(_sum(self.spent, self._under_way), most)):
         if not self._count:
           raise UsedUp(self._message(budget, over))
-        await self._changed.wait()
+        self._waiting += 1
+        try:
+          await self._changed.wait()
+        finally:
+          self._waiting -= 1
       self._under_way, self._count = _sum(self._under_way, most), self._count + 1
     return most
 
   async def settle(self, reserved: Spent, reply: Reply | None) -> None:
     """Counts what a request used; `None`: it was not answered."""
-    async with self._changed:
-      self._under_way = Spent(*(a - b for a, b in zip(self._under_way, reserved, strict=True)))
-      self._count -= 1
-      if reply is not None:
-        self.spent = self.spent.plus(reply)
-      self._changed.notify_all()
+    held = self._under_way
+    self._under_way = Spent(held[0] - reserved[0], held[1] - reserved[1], held[2] - reserved[2])
+    self._count -= 1
+    if reply is not None:
+      self.spent = self.spent.plus(reply)
+    if self._waiting:
+      async with self._changed:
+        self._changed.notify_all()
 
   def _over(self, budget: Budget, used: Spent) -> list[str]:
     """Returns the limits that would be passed."""
-    limits = {name: getattr(budget, name) for name in Spent._fields}
+    limits = (budget.requests, budget.prompt_tokens, budget.completion_tokens)
     found = [
       name
-      for name, limit in limits.items()
-      if limit is not None and getattr(used, name) > limit
+      for name, limit, value in zip(Spent._fields, limits, used, strict=True)
+      if limit is not None and value > limit
     ]
     if budget.money is not None and money(budget, used) > budget.money:
       found.append("money")
@@ -79,4 +88,4 @@ def money(budget: Budget, used: Spent) -> float:
 
 
 def _sum(a: Spent, b: Spent) -> Spent:
-  return Spent(*(x + y for x, y in zip(a, b, strict=True)))
+  return Spent(a[0] + b[0], a[1] + b[1], a[2] + b[2])

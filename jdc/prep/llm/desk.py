@@ -45,7 +45,7 @@ class Asker:
 
     Equal questions at the same time are asked once.
     """
-    held = self._answers.find([question.key])[0]
+    held = self._answers.get(question.key)
     if held is not None:
       return held, 0, True
     waiting = self._under_way.get(question.key)

@@ -17,12 +17,28 @@ FieldName = Annotated[str, pydantic.StringConstraints(pattern=FIELD)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Least = Annotated[int, Field(ge=0)]
+# A line "name: text" of a section Attributes, and the lines that go on.
+_ATTRIBUTE = re.compile(r"^    (\w+): (.*(?:\n {6,}.*)*)", re.MULTILINE)
 _ENVIRONMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OURS = ("model", "messages", "response_format", "seed", "temperature", "top_p", "stop")
 _NEVER = ("stream", "n")
 
 
-class Server(Params):
+class Described(Params):
+  """Parameters whose help is the section Attributes of their docstrings."""
+
+  @classmethod
+  def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+    super().__pydantic_init_subclass__(**kwargs)
+    for parent in cls.__mro__:
+      for name, text in _ATTRIBUTE.findall(parent.__doc__ or ""):
+        field = cls.model_fields.get(name)
+        if field is not None and field.description is None:
+          text = " ".join(text.split())
+          field.description = text[0].upper() + text[1:]
+
+
+class Server(Described):
   """An OpenAI-compatible server, and how it is asked; none of it changes what comes out.
 
   Attributes:
@@ -59,7 +75,7 @@ class Server(Params):
     return value
 
 
-class Local(Params):
+class Local(Described):
   """How a jdc checkpoint runs.
 
   Attributes:
@@ -78,7 +94,7 @@ class Local(Params):
   tokenizer: str = ""
 
 
-class Sampling(Params):
+class Sampling(Described):
   """How answers are drawn; a null is not sent.
 
   Attributes:
@@ -110,7 +126,7 @@ class Sampling(Params):
     return value
 
 
-class Budget(Params):
+class Budget(Described):
   """What all steps with the same model may use in a run's folder, over all its runs.
 
   Attributes:
@@ -139,7 +155,7 @@ class Budget(Params):
     return self
 
 
-class ModelParams(Params):
+class ModelParams(Described):
   """What all operators have that ask a model.
 
   Attributes:

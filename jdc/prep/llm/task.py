@@ -49,6 +49,7 @@ class _Row(NamedTuple):
   place: int
   document: Document
   messages: list[dict[str, str]]
+  questions: list[Question]  # the first attempt of each sample
 
 
 class _Batch:
@@ -114,20 +115,21 @@ class _AtWork:
     self._task, self._work, self._asker, self._desk = task, work, asker, desk
     self.writer = _Writer(task, work.params)
     self._open: collections.deque[_Batch] = collections.deque()
+    self._room = asyncio.Semaphore(_BATCHES)
+    self._read_batches: asyncio.Queue[_Batch | None] = asyncio.Queue()
     self._window = asyncio.Semaphore(max(_CHUNK, _PER_SLOT * asker.model.concurrency))
     self._counts: Counter[str] = Counter()
     self._used = Spent()
-    self._logged = time.monotonic()
+    self._begin = self._logged = time.monotonic()
 
   async def run(self) -> Record:
     """Reads, asks and writes; returns files and counts."""
     try:
       async with asyncio.TaskGroup() as group:
+        group.create_task(self._write())
         await self._read(group)
     except BaseExceptionGroup as errors:
       raise _first(errors) from None
-    while self._open:
-      await self._write_first()
     record = await asyncio.to_thread(self.writer.finish)
     counts: dict[str, float] = {
       name: self._counts[name] for name in ("asked", "cached", "retries")
@@ -135,6 +137,7 @@ class _AtWork:
     counts |= {k: v for k, v in self._used._asdict().items() if k != "requests"}
     if (cost := money(self._work.params.budget, self._used)) > 0:
       counts["money"] = round(cost, 6)
+    counts["seconds"] = round(time.monotonic() - self._begin, 3)
     record["info"]["model"] = counts
     return record
 
@@ -142,8 +145,10 @@ class _AtWork:
     """Admits documents as the window has room."""
     views = tables.read_view(Path(self._task.root), self._task.view, _COLUMNS)
     while (found := await asyncio.to_thread(next, views, None)) is not None:
+      await self._room.acquire()
       batch = _Batch(found[0])
       self._open.append(batch)
+      self._read_batches.put_nowait(batch)
       for start in range(0, batch.left, _CHUNK) if batch.left else ():
         end = min(start + _CHUNK, len(batch.results))
         for row in self._replay(batch, range(start, end)):
@@ -151,15 +156,16 @@ class _AtWork:
           group.create_task(self._ask(batch, row))
         await asyncio.sleep(0)  # lets answers in
         self._log()
-      while self._open and (len(self._open) >= _BATCHES or not self._open[0].left):
-        await self._write_first()
+    self._read_batches.put_nowait(None)
 
-  async def _write_first(self) -> None:
-    batch = self._open[0]
-    if batch.left:
-      await batch.done.wait()
-    self._open.popleft()
-    await asyncio.to_thread(self.writer.write, batch)
+  async def _write(self) -> None:
+    """Writes batches that are done, in the order in which they were read."""
+    while (batch := await self._read_batches.get()) is not None:
+      if batch.left:
+        await batch.done.wait()
+      await asyncio.to_thread(self.writer.write, batch)
+      self._open.popleft()
+      self._room.release()
 
   def _replay(self, batch: _Batch, places: range) -> list[_Row]:
     """Finishes documents whose answers are there; returns the others."""
@@ -167,12 +173,13 @@ class _AtWork:
     for place in places:
       document = batch.document(place)
       try:
-        row = _Row(place, document, self._work.messages(document))
+        messages = self._work.messages(document)
       except MissingField as error:
-        self._reject(batch, _Row(place, document, []), Rejected(f"missing field: {error}"))
+        self._reject(batch, _Row(place, document, [], []), Rejected(f"missing field: {error}"))
         continue
-      rows.append(row)
-      questions += [self._question(row, sample, 0) for sample in range(self._work.samples)]
+      asked = [self._question(messages, sample, 0) for sample in range(self._work.samples)]
+      rows.append(_Row(place, document, messages, asked))
+      questions += asked
     replies = self._desk.answers.find([question.key for question in questions])
     left = []
     for number, row in enumerate(rows):
@@ -195,8 +202,8 @@ class _AtWork:
     except Malformed:
       return None
 
-  def _question(self, row: _Row, sample: int, attempt: int) -> Question:
-    body = self._work.body(row.messages, sample, attempt)
+  def _question(self, messages: list[dict[str, str]], sample: int, attempt: int) -> Question:
+    body = self._work.body(messages, sample, attempt)
     key = key_of(body, self._asker.model.identity, *self._work.apart(sample, attempt))
     return Question(body, key, tuple(self._work.options))
 
@@ -221,7 +228,8 @@ class _AtWork:
     """Returns the value of a sample, after as many attempts as it takes."""
     cause = answer = ""
     for attempt in range(self._work.params.attempts):
-      reply = await self._reply(self._question(row, sample, attempt))
+      question = self._question(row.messages, sample, attempt) if attempt else None
+      reply = await self._reply(question or row.questions[sample])
       if reply.refused:
         raise Rejected(reply.refused)
       try:

@@ -180,7 +180,7 @@ def _apply_score(
   fields = {**document.fields, params.into: score}
   if params.reason_into:
     fields[params.reason_into] = reason
-  return [document._replace(fields=fields)]
+  return [Document(document.doc_id, document.text, fields)]
 
 
 def _apply_map(
@@ -197,7 +197,7 @@ def _apply_map(
       text = values[0]
     else:
       fields[target] = values[0] if params.samples == 1 else values
-  return [document._replace(text=text, fields=fields)]
+  return [Document(document.doc_id, text, fields)]
 
 
 def _apply_generate(

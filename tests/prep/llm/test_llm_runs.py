@@ -221,5 +221,6 @@ def test_operators_are_explained(name):
   from jdc.prep import catalog, ops
 
   text = catalog.explain(ops.OPERATORS[name])
-  assert "model: string; required." in text
-  assert "sampling" in text
+  assert "model: string; required. The server's name of a model, or `jdc:FOLDER`" in text
+  params = ops.OPERATORS[name].params
+  assert [field for field, held in params.model_fields.items() if not held.description] == []
