@@ -55,7 +55,14 @@ CASES = {
   "rho_loss": ({}, IN_STEP),
   "uds": ({"capacity": 20}, IN_STEP),
   "tsds": ({}, {"draw": "gumbel_top_k", "sweep_rows": 24}),
-  "zeroth_order": ({}, DRAWN),
+  "zeroth_order": (
+    {},
+    DRAWN
+    | {
+      "features": FeaturesConfig(provider="directional", size=16, microbatch_size=8),
+      "sweep_rows": 24,
+    },
+  ),
 }
 # Rows passed forward and backward in the runs of `CASES`, besides those that train: of N pool
 # rows or W swept ones in each of R rounds, of K target rows at each refresh, of C candidates in
@@ -81,7 +88,7 @@ COSTS = {
   "rho_loss": (S * 2 * C, 0),
   "tsds": (R * (W + K), 0),
   "uds": (S * C, 0),
-  "zeroth_order": (R * (N + 2 * K), R * (N + K)),
+  "zeroth_order": (R * ((2 * 16 + 16) * (W + K) + K), 0),
 }
 
 

@@ -30,7 +30,8 @@ def nice(
   A run draws the responses from the model as it is at each refresh of its target set, or from
   a frozen one, as its configuration `responses` says, and tells of `target_reward`; then
   `target.gradient` is R G. A prompt whose coefficients are all 0 has no direction: its cosines
-  are 0 to all rows.
+  are 0 to all rows. Where no prompt has one, now or in the rounds that are summed, no row is
+  preferred: all logits are -inf, and a run stops, as its model earns no reward to learn from.
 
   Args:
     direction: of a row; `update_direction` is Adam's, as the authors have it, `gradient` the
@@ -93,7 +94,11 @@ def nice(
       "mean_reward": jnp.mean(jnp.where(jnp.isfinite(reward_MxS), reward_MxS, 0.0)),
       "num_undirected_targets": jnp.sum(zero_M, dtype=jnp.int32),
     }
-    return decision._replace(metrics=decision.metrics | told), state
+    assert decision.logits is not None
+    # Equal logits would leave the choice to the order of the pool.
+    equal = jnp.all((decision.logits == 0) | ~jnp.isfinite(decision.logits))
+    logits_N = jnp.where(jnp.all(zero_M) & equal, -jnp.inf, decision.logits)
+    return decision._replace(logits=logits_N, metrics=decision.metrics | told), state
 
   return matching._replace(
     init=init, update=update, observes=matching.observes | {"target_reward"}

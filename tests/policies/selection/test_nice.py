@@ -140,6 +140,38 @@ def test_is_less_with_the_gradients_of_rewards(direction, aggregate):
   np.testing.assert_allclose(decision.metrics["mean_reward"], np.mean(reward), rtol=1e-6)
 
 
+@pytest.mark.parametrize("checkpoints", ["current", "sum"])
+def test_prefers_no_row_where_no_prompt_has_a_direction(checkpoints):
+  policy = nice("gradient", checkpoints=checkpoints)
+  rng = np.random.default_rng(0)
+  gradient, aim = rng.normal(size=(C, R)), rng.normal(size=(M, R))
+  task = jnp.arange(M) % 2
+
+  def after(state, aims):
+    target = TargetStats(gradient=jnp.asarray(aims, jnp.float32), task=task)
+    swept = ExampleStats(gradient=jnp.asarray(gradient, jnp.float32), target=target)
+    stats = ExampleStats(
+      example_id=jnp.arange(C),
+      score=policy.score(swept, state),
+      target=target,
+      target_reward=jnp.zeros((M, S)),
+      learning_rate=jnp.float32(1),
+      score_age=jnp.zeros(C, jnp.int32),
+    )
+    return policy.update(stats, state)
+
+  _, state = policy.init(SPEC, KEY)
+  decision, state = after(state, 0 * aim)
+  assert np.all(np.isneginf(decision.logits))
+  decision, state = after(state, aim)
+  directed = np.asarray(decision.logits)
+  assert np.all(np.isfinite(directed))
+  decision, state = after(state, 0 * aim)
+  # The mean is over three rounds then, of which one had a direction.
+  expected = directed * 2 / 3 if checkpoints == "sum" else np.full(C, -np.inf)
+  np.testing.assert_allclose(decision.logits, expected, rtol=1e-5)
+
+
 def test_needs_responses_and_what_less_needs():
   with pytest.raises(ValueError, match=r"nice needs num_responses > 0.*nice needs num_targets"):
     nice().init(SPEC._replace(num_responses=0, num_targets=0), KEY)
