@@ -20,13 +20,9 @@ def embed(texts: Sequence[str], name: str, batch_size: int = 8) -> np.ndarray:
   Raises:
     ImportError: if the package `sentence_transformers` is not installed.
   """
-  model = _open(name)
-  out = np.zeros((len(texts), model.get_sentence_embedding_dimension()), np.float32)
-  some = [n for n, text in enumerate(texts) if text.strip()]
-  if some:
-    out[some] = model.encode(
-      [texts[n] for n in some], batch_size=batch_size, show_progress_bar=False
-    )
+  found = _open(name).encode(list(texts), batch_size=batch_size, show_progress_bar=False)
+  out = np.array(found, np.float32).reshape(len(texts), -1)
+  out[[n for n, text in enumerate(texts) if not text.strip()]] = 0
   return out
 
 

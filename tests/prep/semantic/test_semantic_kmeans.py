@@ -85,3 +85,11 @@ def test_clusters_do_not_depend_on_blocks_or_on_what_else_is_in_one():
   for parts in ([x[:1], x[1:4999], x[4999:]], [x[i : i + 700] for i in range(0, 5000, 700)]):
     for a, b in zip(kmeans.assign(parts, centre), whole, strict=True):
       np.testing.assert_array_equal(a, b)
+
+
+def test_what_fills_a_block_counts_nowhere():
+  x = unit_rows(5, 9, 4)
+  (rows, count), zero = next(kmeans._blocks([x])), np.zeros((3, 4), np.float32)
+  total, size, *_ = kmeans._step(rows, count, x[:3], zero, np.zeros(3, np.int32))
+  assert (rows.shape, count, int(size.sum())) == ((kmeans.BLOCK, 4), 9, 9)
+  np.testing.assert_allclose(np.asarray(total).sum(axis=0), x.sum(axis=0), atol=1e-5)
