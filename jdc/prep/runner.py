@@ -93,6 +93,7 @@ class Run:
         self._lane = self._open_lane()
         indexes = self._index()
         self.shards = [Shard(pieces) for pieces in files.shards(indexes, self.plan.input)]
+        self._stamps = {held.file.path: (held.size, held.mtime_ns) for held in indexes}
         self._prepare()
         for phase in self.phases:
           self._run_phase(phase, self.shards)
@@ -248,12 +249,14 @@ class Run:
     # Masks by themselves first: where they come out as before, what follows is there already.
     if masking:
       links = links[:masking]
+    pieces = shard.pieces if shard.view is None else ()
     return tasks.ChainTask(
       root=str(self.folder),
       shard=number,
       links=tuple(links),
       view=shard.view,
-      pieces=shard.pieces if shard.view is None else (),
+      pieces=pieces,
+      stamps={piece.path: self._stamps[piece.path] for piece in pieces},
       spec=self.plan.input,
       decisions=self._decided(number),
       resources=self._resources,

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jdc.prep import InputSpec, OutputSpec, PlanSpec, manifest, runner, step, store
+from jdc.prep import InputSpec, OutputSpec, PlanSpec, manifest, runner, step, store, tasks
 from jdc.prep.engine import data_frame
 
 ROOT = Path(__file__).parents[2]
@@ -230,6 +230,30 @@ def test_a_file_in_the_place_of_the_folder_is_named(raw, tmp_path):
   for folder in (tmp_path / "out", tmp_path / "out" / "sub"):
     with pytest.raises(ValueError, match=r"out.*: is no folder"):
       run(make_plan(), folder, raw)
+
+
+def test_a_file_that_changes_under_a_run_is_not_committed(raw, tmp_path, monkeypatch):
+  shutil.copytree(raw / "raw", tmp_path / "raw")
+  path = tmp_path / "raw" / "part-2.jsonl"
+  index = tasks.IndexTask.run
+
+  def late(task):
+    found = index(task)
+    if task.file.path == str(path):
+      path.write_bytes(path.read_bytes().replace(b"plum", b"lime"))
+      os.utime(path, ns=(1, found.mtime_ns + 1))
+    return found
+
+  with monkeypatch.context() as patch:
+    patch.setattr(tasks.IndexTask, "run", late)
+    with pytest.raises(
+      ValueError, match=r"raw/part-2.jsonl: has changed while the run read it"
+    ):
+      run(make_plan(), tmp_path / "out", tmp_path)
+  made, _ = run(make_plan(), tmp_path / "out", tmp_path)
+  fresh, _ = run(make_plan(), tmp_path / "new", tmp_path)
+  assert made["output_hash"] == fresh["output_hash"]
+  assert any("lime" in row["text"] for row in rows_of(tmp_path / "out"))
 
 
 def test_dropped_texts_are_kept_on_request(raw, tmp_path):

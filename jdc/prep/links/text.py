@@ -14,6 +14,7 @@ from jdc.prep.globals_ import GlobalOp, Table
 from jdc.prep.links.aside import DroppedFile
 from jdc.prep.links.base import BINS, Place, Record, byte_lengths, histogram
 from jdc.prep.stages import Link, Step
+from jdc.prep.store import Written
 from jdc.prep.tables import TableFile, View
 
 SAMPLE = 2000  # documents of a shard that the report may measure as they came
@@ -110,12 +111,18 @@ class TextLink:
       info["dropped"] = dict(sorted(self._dropped.reasons.items()))
     files = {"text": written, **self._dropped.finish()}
     if self._sample:
-      pattern = self._place.work(self._link.name, "sample", "parquet")
-      held = self._sample.table()
-      file = TableFile(self._place.root, pattern, held.schema)
-      file.write(held)
-      files["sample"] = file.commit()
+      files["sample"] = self._write_sample(self._sample.table())
     return View(written), {"files": files, "info": info}
+
+  def _write_sample(self, held: pa.Table) -> Written:
+    pattern = self._place.work(self._link.name, "sample", "parquet")
+    file = TableFile(self._place.root, pattern, held.schema)
+    try:
+      file.write(held)
+      return file.commit()
+    except BaseException:
+      file.discard()
+      raise
 
   def discard(self) -> None:
     self._dropped.discard()

@@ -1,6 +1,7 @@
 """The task that takes a shard through links, in one pass."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ class ChainTask:
     links: what is done, in order.
     view: what is read; `None` reads `pieces`.
     pieces: parts of input files.
+    stamps: of these files, the size and time of change that they had when their bytes were
+      hashed.
     spec: how they are read.
     decisions: of `apply` links, by step number: the shard's files.
     resources: of rewriting steps, by step number: (array, file) pairs.
@@ -42,6 +45,7 @@ class ChainTask:
   spec: InputSpec
   decisions: Mapping[int, Mapping[str, Any]]
   resources: Mapping[int, Mapping[str, Any]]
+  stamps: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
   prepared: Mapping[str, Written] = dataclasses.field(default_factory=dict)
 
   def run(self) -> list[Record]:
@@ -104,6 +108,15 @@ class _Chain:
       for batch in readers.read(piece, task.spec, self._refuse, self._counts):
         held[0] += batch.num_rows
         yield batch, np.zeros(0, np.int64)
+      self._check_unchanged(piece)
+
+  def _check_unchanged(self, piece: Piece) -> None:
+    status = os.stat(piece.path)
+    if (status.st_size, status.st_mtime_ns) != self._task.stamps[piece.path]:
+      raise ValueError(
+        f"{piece.source}: has changed while the run read it; nothing of that is committed: run "
+        "the same command again"
+      )
 
   def _refuse(self, bad: BadRecord) -> None:
     self._quarantine.add(bad)
