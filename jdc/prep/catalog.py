@@ -1,7 +1,11 @@
 """What an operator is, and the table of all of them, from which help and checks are made."""
 
 import dataclasses
+import functools
+import hashlib
+import importlib.util
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -122,6 +126,43 @@ def op(
 ) -> Callable[[Callable[..., Any]], Operator]:
   """Makes an operator of a function; its docstring is the operator's help."""
   return lambda function: Operator(name, kind, function, params, **options)
+
+
+def load(path: str | Path) -> dict[str, Operator]:
+  """Returns the operators of a Python file, by name; a plan calls them `FILE.py:NAME`.
+
+  The file is run: it is the user's, as the plan that names it is. It has the operators in
+  `OPERATORS`, as the modules of `jdc.prep.ops` do; `operator_contract.problems` tests them.
+
+  Raises:
+    ValueError: if the file cannot be read or run, or has no operators.
+  """
+  path = Path(path)
+  try:
+    content = path.read_bytes()
+  except OSError as error:
+    raise ValueError(f"{path}: not readable: {error}") from error
+  return _loaded(str(path), hashlib.sha256(content).hexdigest())
+
+
+@functools.lru_cache(maxsize=64)
+def _loaded(path: str, digest: str) -> dict[str, Operator]:
+  # By content, so that the hash of its code is the same wherever the file lies.
+  name = f"jdc_operators_{digest[:16]}"
+  spec = importlib.util.spec_from_file_location(name, path)
+  if spec is None or spec.loader is None:
+    raise ValueError(f"{path}: not a Python file")
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module
+  try:
+    spec.loader.exec_module(module)
+  except Exception as error:
+    del sys.modules[name]
+    raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+  held = getattr(module, "OPERATORS", None)
+  if not isinstance(held, tuple | list) or not all(isinstance(o, Operator) for o in held):
+    raise ValueError(f"{path}: OPERATORS must be a tuple of catalog.Operator, got {held!r:.80}")
+  return {operator.name: operator for operator in held}
 
 
 def out_of_bounds(

@@ -7,14 +7,43 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jdc.prep import code_hash, ops, problems, stages
+from jdc.prep import catalog, code_hash, ops, problems, stages
 from jdc.prep.catalog import Operator, Params
 from jdc.prep.spec import OutputSpec, PlanSpec, StepSpec, content_hash
 from jdc.prep.store import hash_file
 
 
-def step_problems(step: StepSpec, number: int) -> list[str]:
-  """Returns what is wrong with a step by itself."""
+def find(name: str, root: Path | None) -> Operator | None:
+  """Returns an operator by its name in a plan: built in, or `FILE.py:NAME`.
+
+  Raises:
+    ValueError: if a file holds no operators, or not this one.
+  """
+  path, _, short = name.rpartition(":")
+  if not path:
+    return ops.OPERATORS.get(name)
+  if root is None:
+    return None  # a plan that was not placed yet
+  held = catalog.load(root / path)
+  if short not in held:
+    raise ValueError(f"{path}: no operator {short!r}{problems.suggestion(short, held)}")
+  return held[short]
+
+
+def step_problems(step: StepSpec, number: int, root: Path | None = None) -> list[str]:
+  """Returns what is wrong with a step by itself.
+
+  Args:
+    step: the step.
+    number: of it.
+    root: the folder that operators' files start at; `None`: these are not looked into.
+  """
+  if ":" in step.op:
+    try:
+      own = find(step.op, root)
+    except ValueError as error:
+      return [f"step {number}: {error}"]
+    return own.check(step.params, f"step {number} ({step.op})") if own else []
   steps = {name: o for name, o in ops.OPERATORS.items() if o.kind != "signals"}
   if step.op not in steps:
     if step.op in ops.OPERATORS:
@@ -24,12 +53,12 @@ def step_problems(step: StepSpec, number: int) -> list[str]:
   return ops.OPERATORS[step.op].check(step.params, f"step {number} ({step.op})")
 
 
-def order_problems(plan: PlanSpec) -> list[str]:
+def order_problems(plan: PlanSpec, root: Path | None = None) -> list[str]:
   """Returns which steps cannot stand where they do."""
   found: list[str] = []
   before: list[tuple[int, Operator]] = []
   provided = {"text", "fields"}
-  for number, operator in _operators(plan):
+  for number, operator in _operators(plan, root):
     op = operator.name
     for earlier, held in before:
       why = operator.not_after.get(held.name)
@@ -49,10 +78,13 @@ def order_problems(plan: PlanSpec) -> list[str]:
   return found
 
 
-def _operators(plan: PlanSpec) -> Iterator[tuple[int, Operator]]:
+def _operators(plan: PlanSpec, root: Path | None) -> Iterator[tuple[int, Operator]]:
   """Yields the operators of a plan, and those that its filters consist of."""
   for number, step in enumerate(plan.step, start=1):
-    operator = ops.OPERATORS.get(step.op)
+    try:
+      operator = find(step.op, root)
+    except ValueError:  # which `step_problems` tells
+      operator = None
     if operator is None:
       continue
     yield number, operator
@@ -65,7 +97,11 @@ def _operators(plan: PlanSpec) -> Iterator[tuple[int, Operator]]:
 def remarks(plan: PlanSpec) -> list[str]:
   """Returns what could be better in the order of the steps."""
   found = []
-  ranked = [(n, s.op, ops.OPERATORS[s.op].stage_rank) for n, s in enumerate(plan.step, 1)]
+  ranked = [
+    (n, s.op, ops.OPERATORS[s.op].stage_rank)
+    for n, s in enumerate(plan.step, 1)
+    if s.op in ops.OPERATORS
+  ]
   for (_, name, rank), (number, other, other_rank) in itertools.pairwise(ranked):
     again = other in [op for n, op, _ in ranked if n < number - 1]
     if other_rank < rank and not again:
@@ -85,8 +121,8 @@ def resolve(plan: PlanSpec, root: Path) -> list[stages.Step]:
   """
   found: list[str] = []
   for number, step in enumerate(plan.step, start=1):
-    found += step_problems(step, number)
-  found += order_problems(plan)
+    found += step_problems(step, number, root)
+  found += order_problems(plan, root)
   found += output_problems(plan, root)
   problems.raise_all(found, "plan")
   steps = [

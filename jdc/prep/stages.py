@@ -10,28 +10,32 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jdc.prep.ops as ops
-from jdc.prep import code_hash
+from jdc.prep import catalog, code_hash
 from jdc.prep.catalog import Operator, Params
 from jdc.prep.spec import InputSpec, OutputSpec, canonical_json, content_hash
 
 
 class Step(NamedTuple):
-  """A step of a plan, with all its parameters as canonical JSON, and the plan's folder."""
+  """A step of a plan, with all its parameters as canonical JSON, and the plan's folder.
+
+  `file` is that of an operator which is not built in.
+  """
 
   number: int
   op: str
   params: str
   root: str
+  file: str = ""
 
   @property
   def operator(self) -> Operator:
     """The operator."""
-    return ops.OPERATORS[self.op]
+    return _operator(self.op, self.file)
 
   @property
   def values(self) -> Any:
     """The parameters, paths as they can be opened."""
-    values = _parsed(self.op, self.params)
+    values = _parsed(self.op, self.params, self.file)
     return values.at(Path(self.root)) if isinstance(values, Params) else values
 
   @property
@@ -43,7 +47,7 @@ class Step(NamedTuple):
   @property
   def essence(self) -> str:
     """Those of the parameters that change what comes out, as canonical JSON."""
-    values = _parsed(self.op, self.params)
+    values = _parsed(self.op, self.params, self.file)
     return canonical_json(values.essence()) if isinstance(values, Params) else self.params
 
   @property
@@ -68,8 +72,14 @@ class Step(NamedTuple):
 
 
 @functools.lru_cache(maxsize=512)
-def _parsed(name: str, params: str) -> Any:
-  return ops.OPERATORS[name].params.model_validate_json(params)
+def _parsed(name: str, params: str, file: str) -> Any:
+  return _operator(name, file).params.model_validate_json(params)
+
+
+def _operator(name: str, file: str) -> Operator:
+  """Returns an operator of a file, where it has one of that name, else a built-in one."""
+  own = catalog.load(file) if file else {}
+  return own[name] if name in own else ops.OPERATORS[name]
 
 
 def _stamp(path: str) -> tuple[int, ...]:
@@ -84,10 +94,14 @@ def _file_hash(path: str, stamp: tuple[int, ...]) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def make_step(number: int, name: str, given: Mapping[str, Any], root: str) -> Step:
-  """Returns a step with defaults filled in."""
-  values = ops.OPERATORS[name].make_params(given)
-  return Step(number, name, canonical_json(values.model_dump(mode="json")), root)
+def make_step(
+  number: int, name: str, given: Mapping[str, Any], root: str, file: str = ""
+) -> Step:
+  """Returns a step with defaults filled in; `name` may be that of a plan, `FILE.py:NAME`."""
+  path, _, name = name.rpartition(":")
+  file = str(Path(root) / path) if path else file
+  values = _operator(name, file).make_params(given)
+  return Step(number, name, canonical_json(values.model_dump(mode="json")), root, file)
 
 
 def parts(step: Step) -> list[Step]:
@@ -95,7 +109,7 @@ def parts(step: Step) -> list[Step]:
   split = step.operator.parts
   if split is None:
     return [step]
-  held = split(_parsed(step.op, step.params))
+  held = split(_parsed(step.op, step.params, step.file))
   return [make_step(step.number, name, given, step.root) for name, given in held]
 
 
@@ -174,8 +188,8 @@ def measures(step: Step) -> list[Step]:
   found: dict[Step, None] = {}
   for part in parts(step):
     uses = part.operator.uses
-    for used in uses(_parsed(part.op, part.params)) if uses else ():
-      found[make_step(step.number, *used, step.root)] = None
+    for used in uses(_parsed(part.op, part.params, part.file)) if uses else ():
+      found[make_step(step.number, *used, step.root, part.file)] = None
   return list(found)
 
 
@@ -299,8 +313,8 @@ def _with_code(link: Link) -> Link:
 def step_code(step: Step) -> str:
   """Returns a hash of the code behind a step."""
   hashes = []
-  for operator in dict.fromkeys(part.operator.name for part in (step, *parts(step))):
-    held = ops.OPERATORS[operator]
+  operators = {part.operator.name: part.operator for part in (step, *parts(step))}
+  for held in operators.values():
     objects = [held.function, held.params, *filter(None, [held.prepare])]
     hashes.append(code_hash.of_objects(objects, held.code).hash)
   return content_hash(hashes)

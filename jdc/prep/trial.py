@@ -162,7 +162,7 @@ class Trial:
 
 def _absolute(step: Step) -> StepSpec:
   values = step.values.model_dump(mode="json")
-  return StepSpec(op=step.op, params=values)
+  return StepSpec(op=f"{step.file}:{step.op}" if step.file else step.op, params=values)
 
 
 def _number_of_texts(folder: Path) -> set[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from jdc.prep import canaries as canary_lib
-from jdc.prep import expect, knobs, ops, profile
+from jdc.prep import check, expect, knobs, profile
 from jdc.prep.canaries import Canary
 from jdc.prep.knobs import Knob
 from jdc.prep.spec import PlanSpec
@@ -117,13 +117,13 @@ class Verifier:
       after = profile.measure(outcome.output.take(pa.array(own)))
       measured |= expect.sampled(after, plan.expect)
     measured["schema_faults"] = float(_schema_faults(plan, outcome, self._table))
-    measured["failed_cases"] = float(len(failed_cases(plan)))
+    measured["failed_cases"] = float(len(failed_cases(plan, self._root)))
     if twice:
       measured["changed_again_rate"] = self._again(plan, outcome)
     return Verification(
       measured,
       expect.judge(_judged(plan, twice), measured),
-      _problems(outcome, self._table, plan),
+      _problems(outcome, plan, self._root),
       rules,
       sources,
       found,
@@ -268,19 +268,20 @@ def _schema_faults(plan: PlanSpec, outcome: Outcome, table: pa.Table) -> int:
   return faults
 
 
-def failed_cases(plan: PlanSpec) -> list[str]:
+def failed_cases(plan: PlanSpec, root: Path) -> list[str]:
   """Returns which test cases that steps bring along do not come out as they say."""
   found = []
   for number, step in enumerate(plan.step, start=1):
-    params = ops.OPERATORS[step.op].make_params(step.params)
+    operator = check.find(step.op, root)
+    params = operator.make_params(step.params) if operator else None
     cases = getattr(params, "failed_cases", None)
     found += [f"step {number} ({step.op}): {line}" for line in (cases() if cases else [])]
   return found
 
 
-def _problems(outcome: Outcome, table: pa.Table, plan: PlanSpec) -> list[str]:
+def _problems(outcome: Outcome, plan: PlanSpec, root: Path) -> list[str]:
   """Returns what no plan may do: keep nothing, drop nothing."""
-  found = failed_cases(plan)
+  found = failed_cases(plan, root)
   if not len(outcome.documents):
     found.append("nothing is kept")
   if not (outcome.fate != "").any():

@@ -49,7 +49,12 @@ def revision(task: Task, plan: PlanSpec, report: Mapping[str, Any]) -> str:
 
 def problems(task: Task, steps: tuple[StepSpec, ...]) -> list[str]:
   """Returns why steps are no plan for a task: operators, parameters, order, files."""
-  found = [line for n, s in enumerate(steps, start=1) for line in check.step_problems(s, n)]
+  found = [
+    f"step {n}: {s.op!r} is in a file, which only a user can add"
+    for n, s in enumerate(steps, start=1)
+    if ":" in s.op
+  ]
+  found += [line for n, s in enumerate(steps, start=1) for line in check.step_problems(s, n)]
   if found:
     return found
   for number, held in enumerate(steps, start=1):

@@ -60,9 +60,9 @@ def mask_pii(
   The rules are `pii_addresses.emails`, `pii_numbers.ibans`, `pii_addresses.ipv4s` and
   `.ipv6s`, `pii_numbers.cards`, `pii_phones.phones`, `pii_people.ssns` and `.streets`; where
   two find overlapping text, the first of this list has it. `pii_people.names` looks for names
-  beside what these find. They are patterns with checksums, not proof: names that stand alone stay, and
-  a number written like a phone number is taken for one. Masking is repeated until nothing is
-  found, so that the result is a fixed point.
+  beside what these find. They are patterns with checksums, not proof: names that stand alone
+  stay, and a number written like a phone number is taken for one. Masking is repeated until
+  nothing is found, so that the result is a fixed point.
 
   Args:
     text: n documents.

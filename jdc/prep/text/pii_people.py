@@ -44,8 +44,8 @@ _BESIDE = re.compile(
 _BEFORE = 120  # characters before a piece of personal data in which a name is looked for
 _OPENERS = (
   "contact call email e-mail mail write ask reach phone tel text fax visit meet please dear "
-  "attn attention to from by for the of and or send questions number card account our your my this "
-  "social security address name mr mrs ms dr"
+  "attn attention to from by for the of and or send questions number card account our your my "
+  "this social security address name mr mrs ms dr"
 )
 _NO_NAMES = frozenset(_OPENERS.split())  # words with capitals that begin a sentence
 
