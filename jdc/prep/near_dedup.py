@@ -118,7 +118,7 @@ def decide(
   Memory: the tables, 8 x bands + 4 bytes a document, which may be memory maps, since one band
   is read at a time; 24 bytes a document while it is. A candidate takes 16 bytes for each band
   that it shares and about 100 more. The shingles of candidates, 8 bytes each, are in memory up
-  to 64 MB, beyond that in a file that is memory-mapped.
+  to 192 MiB, beyond that in a file that is memory-mapped.
 
   Args:
     tables: of all documents, in parts, made with the same parameters.

@@ -12,7 +12,7 @@ import pyarrow as pa
 from jdc.prep.kernels import minhash
 from jdc.prep.kernels.hashes import composed, fold_table
 
-_HELD_BYTES = 64 << 20
+_HELD = (192 << 20) // 8  # hashes in memory
 
 Fetch = Callable[[np.ndarray], Iterable[pa.StringArray]]
 
@@ -41,31 +41,45 @@ def read_shingles(
     ValueError: if `fetch` returns another number of texts.
   """
   sizes, signatures = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
-  held = [np.zeros(0, np.uint64)]
   with tempfile.TemporaryFile(dir=folder) as file:
+    held = _Held(file)
     for text in fetch(rows) if len(rows) else ():
       sets, size, signature = minhash.shingle_sets(*composed(text), fold_table(), ngram)
       sizes.append(size)
       signatures.append(signature)
-      held.append(sets)
-      if sum(part.nbytes for part in held) > _HELD_BYTES:
-        _write(held, file)
+      held.add(sets)
     ends = np.cumsum(np.concatenate(sizes))
     if len(ends) != len(rows):
       raise ValueError(f"fetch was asked for {len(rows)} texts, and returned {len(ends)}")
     begin = np.stack([ends - np.concatenate(sizes), ends], axis=1)
-    yield Shingles(begin, np.concatenate(signatures), _sets(held, file))
+    yield Shingles(begin, np.concatenate(signatures), held.all())
 
 
-def _sets(held: list[np.ndarray], file: IO[bytes]) -> np.ndarray:
-  if not file.tell():
-    return np.concatenate(held)
-  _write(held, file)
-  file.flush()
-  return np.memmap(file, np.uint64, mode="r").view(np.ndarray)
+class _Held:
+  """Hashes in one piece of memory, of which only what is used is taken, or in a file."""
 
+  def __init__(self, file: IO[bytes]):
+    self._file, self._count = file, 0
+    self._memory = np.empty(_HELD, np.uint64)
 
-def _write(held: list[np.ndarray], file: IO[bytes]) -> None:
-  for part in held:
-    file.write(part.data)
-  held.clear()
+  def add(self, values: np.ndarray) -> None:
+    """Adds hashes; what is held goes to the file where there is no room."""
+    if self._count + len(values) > len(self._memory):
+      self._write(self._memory[: self._count])
+      self._count = 0
+    if len(values) > len(self._memory):
+      self._write(values)
+      return
+    self._memory[self._count : self._count + len(values)] = values
+    self._count += len(values)
+
+  def all(self) -> np.ndarray:
+    """Returns all hashes, in order."""
+    if not self._file.tell():
+      return self._memory[: self._count]
+    self._write(self._memory[: self._count])
+    self._file.flush()
+    return np.memmap(self._file, np.uint64, mode="r").view(np.ndarray)
+
+  def _write(self, values: np.ndarray) -> None:
+    self._file.write(values.data)

@@ -10,11 +10,11 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from jdc.prep import expect, sampling, store, tables
-from jdc.prep.links import SAMPLE
 
 if TYPE_CHECKING:
   from jdc.prep.runner import Run
 
+_SAMPLE = 2000  # documents that are measured
 _GROUPS = 16  # row groups that the sample of the output is drawn from
 
 
@@ -53,13 +53,36 @@ def write(run: "Run", manifest: dict[str, Any], seconds: float) -> dict[str, Any
 
 def _samples(run: "Run") -> tuple[pa.Table, ...]:
   """Returns samples of the documents as they came, and of the output."""
-  firsts = [record for record in run.records if "sample" in record["files"]]
-  came = (batch for r in firsts for batch in _batches(run.folder / r["files"]["sample"][0]))
-  return sampling.sample_of(came, SAMPLE), sampling.sample_of(_drawn(run), SAMPLE)
+  return sampling.sample_of(_came(run), _SAMPLE), sampling.sample_of(_drawn(run), _SAMPLE)
 
 
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-  yield from parquet.read_table(path, use_threads=False).to_batches()
+def _came(run: "Run") -> Iterator[pa.RecordBatch]:
+  """Yields the samples of the shards, each down to the bound of the one with the lowest.
+
+  A shard keeps its documents with the smallest numbers; those below a bound that all of them
+  have reached are a sample of all documents.
+  """
+  files = [
+    (run.folder / record["files"]["sample"][0], record["info"]["rows_in"])
+    for record in run.records
+    if "sample" in record["files"]
+  ]
+  bound = np.uint64(2**64 - 1)
+  for path, rows in files:
+    kept = [_numbers(batch) for batch in _batches(path, ["doc_id"])]
+    if 0 < sum(map(len, kept)) < rows:
+      bound = min(bound, max(part.max() for part in kept))
+  for path, _ in files:
+    for batch in _batches(path):
+      yield batch.filter(pa.array(_numbers(batch) <= bound))
+
+
+def _numbers(batch: pa.RecordBatch) -> np.ndarray:
+  return sampling.numbers(sampling.id_bytes(batch.column("doc_id")))
+
+
+def _batches(path: Path, columns: list[str] | None = None) -> list[pa.RecordBatch]:
+  return parquet.read_table(path, columns=columns, use_threads=False).to_batches()
 
 
 def _drawn(run: "Run") -> Iterator[pa.RecordBatch]:

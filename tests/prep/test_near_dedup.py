@@ -329,7 +329,7 @@ def test_large_groups_compare_with_leaders_only(monkeypatch):
 def test_spilled_shingles_are_the_same(planted, monkeypatch, tmp_path):
   _, texts = planted
   held = dedup(texts[:800])
-  monkeypatch.setattr(near_shingles, "_HELD_BYTES", 10_000)
+  monkeypatch.setattr(near_shingles, "_HELD", 1_250)
   spilled = dedup(texts[:800], folder=tmp_path)
   assert all(np.array_equal(x, y) for x, y in zip(held[0], spilled[0], strict=True))
   assert not list(tmp_path.iterdir())

@@ -8,7 +8,8 @@ import pytest
 import tokenizers
 import zstandard
 
-from jdc.prep import InputSpec, OutputSpec, PlanSpec, runner, step
+from jdc.prep import InputSpec, OutputSpec, PlanSpec, report, runner, sampling, step
+from jdc.prep.links import text as text_link
 
 
 @pytest.fixture
@@ -433,3 +434,22 @@ def test_evaluation_sets_are_found(tmp_path):
   (tmp_path / "exam.jsonl").write_text(exam + "\n")
   made = run(tmp_path, step("decontaminate", against=["exam.jsonl"]), paths=("raw/*.jsonl",))
   assert made["accounts"]["dropped"] == {"decontaminate": 1}
+
+
+def test_samples_of_shards_are_one_sample_of_all(raw, monkeypatch):
+  monkeypatch.setattr(text_link, "SAMPLE", 7)
+  (raw / "raw" / "few.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n')
+  paths = tuple(f"raw/{name}.jsonl" for name in ("code", "few", "web"))
+  plan = PlanSpec(input=InputSpec(paths=paths, task_mb=0.001), step=())
+  job = runner.Run(plan, raw / "out", root=raw, report=False)
+  made = job.execute()
+  files = [pq.read_table(raw / "out" / file["path"]) for file in made["output"]]
+  ids = np.concatenate([
+    sampling.id_bytes(table.column("doc_id").combine_chunks()) for table in files
+  ])  # fmt: skip
+  taken = [sampling.id_bytes(b.column("doc_id")) for b in report._came(job) if b.num_rows]
+  bound = sampling.numbers(np.concatenate(taken)).max()
+  least = {bytes(one) for one in ids[sampling.numbers(ids) <= bound]}
+  assert least == {bytes(one) for one in np.concatenate(taken)}
+  assert len(job.shards) > 3
+  assert 7 <= len(least) < len(ids)

@@ -17,7 +17,7 @@ from jdc.prep.stages import Link, Step
 from jdc.prep.store import Written
 from jdc.prep.tables import TableFile, View
 
-SAMPLE = 2000  # documents of a shard that the report may measure as they came
+SAMPLE = 500  # documents of a shard that the report may measure as they came
 
 
 class TextLink:
