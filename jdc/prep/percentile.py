@@ -45,7 +45,7 @@ def decide(
     >>> value, ids = np.array([3, 1, np.nan, 2.0]), np.zeros((4, 16), np.uint8)
     >>> names = np.array([b"web"])
     >>> row, why, counts = decide(
-    ...   [Keys(value, np.zeros(4, np.int32), names)], [ids], low=0, high=67
+    ...   [Keys(value, np.zeros(4, np.int32), names)], [ids], low=0, high=60
     ... )
     >>> row.tolist(), why.tolist(), counts["bounds"]
     ([0, 2], [1, 2], {'all': [1.0, 2.0]})
