@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jdc.prep import InputSpec, OutputSpec, PlanSpec, manifest, runner, step
+from jdc.prep import InputSpec, OutputSpec, PlanSpec, language_model, manifest, runner, step
 from jdc.prep.quality import classifier
 
 GOOD = ["theorem", "proof", "therefore", "energy", "history", "species"]
@@ -216,3 +216,28 @@ def test_what_is_wrong_is_said_before_anything_runs(root, tmp_path, given, messa
   with pytest.raises(ValueError, match=message):
     runner.Run(make_plan((given,)), tmp_path / "out", root=root)
   assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_scores_once_for_a_rule_and_percentiles(tmp_path, base_folder):
+  texts = [" ".join(["fig", "plum", "red"][: 1 + n % 3] * (1 + n)) for n in range(30)]
+  write(tmp_path / "raw" / "web.jsonl", [*texts, "", "fig"])
+  spec = InputSpec(paths=("raw/*.jsonl",), task_mb=0.001)
+  model = {"model": f"jdc:{base_folder}"}
+  steps = (
+    step("perplexity", **model, max=1e6),
+    step("perplexity_percentile", **model, high=50),
+  )
+  made, _ = run(PlanSpec(input=spec, step=steps), tmp_path / "out", tmp_path)
+  opened = language_model.open_model(model["model"])
+  found = language_model.losses(opened, [*texts, "fig"])
+  exact = np.exp(found.loss / np.maximum(found.num_tokens, 1))
+  assert made["accounts"]["dropped"]["perplexity.undefined"] == 1
+  order = np.argsort(exact, kind="stable")
+  kept = {row["text"] for row in rows_of(tmp_path / "out")}
+  assert kept == {[*texts, "fig"][n] for n in order[2:16]}
+  bounds = counts_of(made, "02-perplexity_percentile/decide")["bounds"]["all"]
+  np.testing.assert_allclose(bounds, exact[order[[2, 15]]], rtol=1e-5)
+  changed = (step("perplexity", **model, max=exact.max() - 1), steps[1])
+  _, job = run(PlanSpec(input=spec, step=changed), tmp_path / "out", tmp_path)
+  texts_made = sum(record["link_kind"] == "text" for record in job.records)
+  assert job.reused >= texts_made > 1
