@@ -63,8 +63,8 @@ def of_objects(objects: Iterable[Any], modules: Iterable[str] = ()) -> Found:
       waiting.append(thing.__module__)
       continue
     for reached in module.reach(name):
-      found.parts[f"{thing.__module__}.{reached}"] = module.hashes[reached]
-      waiting += _imports(module.nodes(reached))
+      found.parts[f"{thing.__module__}.{reached}"] = module.part_hash(reached)
+      waiting += module.part_imports(reached)
   _follow(waiting, found)
   return found
 
@@ -80,27 +80,30 @@ def _follow(waiting: list[str], found: Found) -> None:
     module = _parsed(name)
     if module is not None:  # else it is something in a module
       found.modules[name] = module.hash
-      waiting += _imports([module.tree])
+      waiting += module.imports
 
 
 class _Module:
   """The syntax of a module, and its definitions by name."""
 
   def __init__(self, text: str):
-    self.tree = ast.parse(text)
-    _drop_docstrings(self.tree)
-    self.hash = _dump_hash(self.tree)
+    tree = ast.parse(text)
+    _drop_docstrings(tree)
+    self.hash = _dump_hash(tree)
+    self.imports = _imports([tree])
     self.names: dict[str, list[ast.stmt]] = {}
-    for node in self.tree.body:
+    for node in tree.body:
       for name in _defined(node):
         self.names.setdefault(name, []).append(node)
-    self.hashes = {
-      name: content_hash([_dump_hash(n) for n in held]) for name, held in self.names.items()
-    }
+    self._parts: dict[str, tuple[str, list[str], set[str]]] = {}
 
-  def nodes(self, name: str) -> list[ast.stmt]:
-    """Returns what defines a name; of a line of imports only what binds it."""
-    return [_only(node, name) for node in self.names[name]]
+  def part_hash(self, name: str) -> str:
+    """Returns the hash of what defines a name."""
+    return self._part(name)[0]
+
+  def part_imports(self, name: str) -> list[str]:
+    """Returns the modules that the definition of a name imports."""
+    return self._part(name)[1]
 
   def reach(self, name: str) -> list[str]:
     """Returns the names of the module that a definition uses, and those that these use."""
@@ -108,13 +111,19 @@ class _Module:
     waiting = [name]
     while waiting:
       here = waiting.pop()
-      if here in found:
-        continue
-      found.add(here)
-      for node in self.nodes(here):
-        used = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-        waiting += used & self.names.keys()
+      if here not in found:
+        found.add(here)
+        waiting += self._part(here)[2]
     return sorted(found)
+
+  def _part(self, name: str) -> tuple[str, list[str], set[str]]:
+    """Returns the hash of a definition, the modules it imports, and the names it uses."""
+    if name not in self._parts:
+      nodes = [_only(node, name) for node in self.names[name]]
+      used = {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)}
+      hashed = content_hash([_dump_hash(node) for node in nodes])
+      self._parts[name] = hashed, _imports(nodes), used & self.names.keys()
+    return self._parts[name]
 
 
 @functools.cache

@@ -90,10 +90,12 @@ def modules_that_run(step):
 def measured(name):
   """Operators that need no file that is made for a run, no model and no service."""
   operator = ops.OPERATORS[name]
-  required = any(f.is_required() for f in operator.params.model_fields.values())
-  return operator.function.__module__.startswith("jdc.prep.ops.") and (
-    name in GIVEN or not required
-  )
+  given = GIVEN.get(name, {})
+  if not operator.function.__module__.startswith("jdc.prep.ops.") or operator.check(given, ""):
+    return False
+  uses = operator.uses(operator.make_params(given)) if operator.uses else ()
+  held = [operator, *(ops.OPERATORS[used] for used, _ in uses)]
+  return operator.kind != "model" and not any(o.prepare for o in held)
 
 
 @pytest.mark.parametrize("name", [name for name in ops.OPERATORS if measured(name)])
