@@ -178,6 +178,9 @@ def test_what_is_made_tells_sides_apart_and_is_calibrated(made):
   fresh = [*documents(500, 7, True, 0.15), *documents(500, 8, False, 0.15)]
   label = np.repeat([True, False], 500)
   p = made.score(pa.array(fresh))
+  z = sums(pa.array(fresh), made.weight)[0] + made.bias
+  np.testing.assert_allclose(p, 1 / (1 + np.exp(-(made.slope * z + made.offset))), rtol=1e-12)
+  assert abs(made.slope - 1) > 0.01  # or the calibration might be left out
   assert measure.auc(p, label) > 0.8
   assert measure.reliability(p, label)[0] < 0.08
   about = made.about
