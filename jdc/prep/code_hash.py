@@ -22,7 +22,17 @@ from jdc.prep.spec import content_hash
 # What describes, checks and schedules, and changes no document.
 FRAME = frozenset(
   f"jdc.prep.{name}"
-  for name in ("catalog", "check", "code_hash", "ops", "problems", "spec", "stages", "store")
+  for name in (
+    "catalog",
+    "check",
+    "code_hash",
+    "commits",
+    "ops",
+    "problems",
+    "spec",
+    "stages",
+    "store",
+  )
 ) | {"jdc", "jdc.data", "jdc.prep"}
 _DYNAMIC = "import_extra"  # imports the package that its first argument names
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jdc.prep import check, report, stages, store
+from jdc.prep import check, commits, report, stages, store
 from jdc.prep.readers import files
 from jdc.prep.spec import PlanSpec, content_hash
 
@@ -122,7 +122,7 @@ def finish(
   found = report.write(run, value, seconds)
   value["expectations"] = found["expectations"]
   store.replace_text(run.folder / NAME, json.dumps(value, indent=1, sort_keys=True) + "\n")
-  store.remove_others(run.folder, kept)
+  commits.remove_others(run.folder, kept)
   return value
 
 

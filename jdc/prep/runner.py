@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jdc.prep import check, code_hash, engine, expect, manifest, stages, store, tasks
+from jdc.prep import check, code_hash, commits, engine, expect, manifest, stages, tasks
 from jdc.prep.batches import Piece
 from jdc.prep.readers import files
 from jdc.prep.spec import PlanSpec, content_hash
@@ -84,10 +84,10 @@ class Run:
       RuntimeError: if documents are not accounted for.
     """
     begin = time.monotonic()
-    with store.lock(self.folder):
-      store.remove_partial(self.folder)
-      self._commits = store.Commits(self.folder)
-      store.commit_left(self.folder, self._commits)
+    with commits.lock(self.folder):
+      commits.remove_partial(self.folder)
+      self._commits = commits.Commits(self.folder)
+      commits.commit_left(self.folder, self._commits)
       self._engine = engine.open_engine(self.engine_name, self.workers)
       try:
         self._lane = self._open_lane()

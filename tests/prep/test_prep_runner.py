@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jdc.prep import InputSpec, OutputSpec, PlanSpec, manifest, runner, step, store, tasks
+from jdc.prep import InputSpec, OutputSpec, PlanSpec, commits, manifest, runner, step, tasks
 from jdc.prep.engine import data_frame
 
 ROOT = Path(__file__).parents[2]
@@ -274,7 +274,7 @@ def test_dropped_texts_are_kept_on_request(raw, tmp_path):
 
 def test_a_second_run_on_the_folder_is_refused(raw, whole, tmp_path):
   with (
-    store.lock(tmp_path),
+    commits.lock(tmp_path),
     pytest.raises(ValueError, match=f"process {os.getpid()} runs in this folder"),
   ):
     run(make_plan(), tmp_path, raw)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jdc.data.formats import import_extra
-from jdc.prep import store
+from jdc.prep import commits
 from jdc.prep.engine import Groups, Results
 from jdc.prep.tasks import ChainTask, execute
 
@@ -88,7 +88,7 @@ class _Worker:
       for task in group:
         results.append(execute(task))
         if isinstance(task, ChainTask) and len(results) < len(group):
-          store.leave(Path(task.root), results[-1])
+          commits.leave(Path(task.root), results[-1])
       return pickle.dumps((True, results))
     except Exception as error:  # goes to the caller, as it would in this process
       return pickle.dumps((False, (error, traceback.format_exc())))
