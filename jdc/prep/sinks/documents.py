@@ -49,7 +49,7 @@ def _write_parquet(
     for group in _groups(batches, spec.row_group):
       if file is None:
         file = TableFile(
-          root, pattern + ".parquet", group.schema, codec=spec.compression, level=3
+          root, pattern + ".parquet", group.schema, codec=spec.compression, level=1
         )
       file.write(group)
     assert file is not None, "a file of the output has documents"

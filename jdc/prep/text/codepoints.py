@@ -24,6 +24,15 @@ def decode(data: np.ndarray, i: int) -> tuple[np.int64, int]:
 
 
 @numba.njit(cache=True, nogil=True)
+def is_plain(text: np.ndarray) -> bool:
+  """Whether all of u8[n] is ASCII without controls but TAB to CR; many bytes are one step."""
+  odd = np.uint8(0)
+  for byte in text:
+    odd |= np.uint8((byte > 126) | ((byte < 32) & ((byte < 9) | (byte > 13))))
+  return odd == 0
+
+
+@numba.njit(cache=True, nogil=True)
 def is_white(code: np.int64) -> bool:
   """Whether a code point has Unicode's property White_Space."""
   if code <= 0x20:

@@ -6,6 +6,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from jdc.prep.text.codepoints import is_plain
+
 # The encodings that ftfy tries; those in one group share a bit of the tables.
 _GROUPS = (
   ("latin-1", "cp1252", "cp1254"),
@@ -81,6 +83,8 @@ def _scan(
   found = np.zeros(len(offsets) - 1, np.bool_)
   for row in range(len(offsets) - 1):
     i, end = offsets[row], offsets[row + 1]
+    if is_plain(data[i:end]):
+      continue
     # Of the encodings in which what stands before is the start of 2 bytes, of more, the first
     # two of more, and a start that may be followed by a space.
     two: Any = 0

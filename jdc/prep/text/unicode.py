@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from jdc.prep.text.buffers import map_rows, to_buffers
+from jdc.prep.text.codepoints import is_plain
 from jdc.prep.text.mojibake import fix_mojibake, suspects
 
 Form = Literal["NFC", "NFKC", "NFD", "NFKD"]
@@ -117,6 +118,8 @@ def _flags(data: np.ndarray, offsets: np.ndarray, table: np.ndarray) -> np.ndarr
   flags = np.zeros(len(offsets) - 1, np.uint8)
   for row in range(len(offsets) - 1):
     i, end, found = offsets[row], offsets[row + 1], 0
+    if is_plain(data[i:end]):
+      continue
     while i < end:
       byte = np.int64(data[i])
       if byte < 0x80:
