@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
     raise app.UsageError(f"unknown command {argv[1]!r}{suggestion(argv[1], commands)}")
   try:
     return commands[argv[1]](argv[2:])
-  except (ValueError, OSError, RuntimeError) as error:
+  except (ValueError, OSError, RuntimeError, ImportError) as error:
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     return 2
 
