@@ -5,7 +5,6 @@ import os
 import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import grain
@@ -212,17 +211,6 @@ print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_m
   seconds, kilobytes = map(float, ran.stdout.split())
   assert seconds < 0.5
   assert kilobytes < 20_000
-
-
-def test_rows_are_fast(tmp_path):
-  text = "".join(map(chr, np.random.default_rng(0).integers(32, 127, 2_600_000)))
-  table = pack_documents(documents_of([text]), BYTES, 256, tmp_path / "rows")
-  assert len(table) > 10_000
-  ids = np.random.default_rng(1).integers(0, len(table), (100, 128))
-  start = time.perf_counter()
-  for batch in ids:
-    table.rows(batch)
-  assert ids.size / (time.perf_counter() - start) > 10_000
 
 
 def test_documents_without_targets(tmp_path):
