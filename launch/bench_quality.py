@@ -13,7 +13,7 @@ from absl import flags
 from bench_sweeps import ROUNDS
 
 from jdc.prep.quality import classifier
-from jdc.prep.semantic import dedup, hash_bow, kmeans
+from jdc.prep.semantic import hash_bow, kmeans, vectors
 
 ROWS = flags.DEFINE_integer("rows", 200_000, "Of the embeddings that are clustered.")
 DIMENSION = flags.DEFINE_integer("dimension", 256, "Of the embeddings.")
@@ -25,7 +25,7 @@ _BYTES, _TEXT = 20_000_000, 2_000
 def main() -> None:
   """Prints medians and the best of several rounds."""
   rng = np.random.default_rng(0)
-  x = dedup.unit(rng.standard_normal((ROWS.value, DIMENSION.value), np.float32))
+  x = vectors.unit(rng.standard_normal((ROWS.value, DIMENSION.value), np.float32))
   k = round(ROWS.value**0.5)
   centre = jnp.asarray(x[:k])
   blocks = [jnp.asarray(rows) for rows, _ in kmeans._blocks([x])]

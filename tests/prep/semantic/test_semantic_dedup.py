@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jdc.prep.semantic import dedup, hash_bow
+from jdc.prep.semantic import dedup, hash_bow, vectors
 from jdc.prep.semantic.greedy import SIZES, greedy
 
 ROOT = Path(__file__).parents[3]
@@ -75,7 +75,7 @@ def many():
 
 def test_with_one_cluster_it_is_brute_force(many):
   x, ids = many
-  kept, near = brute_force(dedup.unit(x).astype(np.float64), by_id(ids), 0.15)
+  kept, near = brute_force(vectors.unit(x).astype(np.float64), by_id(ids), 0.15)
   found, counts = dedup.decide([x[:1700], x[1700:]], [ids[:1700], ids[1700:]], eps=0.15, k=1)
   assert len(kept) > 500
   assert dict(zip(found.row.tolist(), found.kept.tolist(), strict=True)) == kept
@@ -89,7 +89,7 @@ def test_with_clusters_it_is_brute_force_within_them(many):
   x, ids = many
   cluster, _ = dedup.clusters([x], [ids])
   found, counts = dedup.decide([x], [ids], eps=0.15)
-  unit, order, kept = dedup.unit(x).astype(np.float64), np.array(by_id(ids)), {}
+  unit, order, kept = vectors.unit(x).astype(np.float64), np.array(by_id(ids)), {}
   for number in range(counts.clusters):
     kept |= brute_force(unit, order[cluster[order] == number].tolist(), 0.15)[0]
   assert counts.clusters == 71
@@ -128,7 +128,9 @@ def test_a_chain_keeps_what_is_not_near_anything_that_stays():
 
 @pytest.mark.parametrize("count", [1, 2, 129, SIZES[-1], 2 * SIZES[-1] + 5])
 def test_blocks_are_no_matter(count):
-  x = dedup.unit(planted(count, 12, count // 3, seed=count)) if count > 3 else np.eye(3)[:count]
+  x = (
+    vectors.unit(planted(count, 12, count // 3, seed=count)) if count > 3 else np.eye(3)[:count]
+  )
   x = x.astype(np.float32)
   found = greedy(np.arange(count), lambda rows: x[rows], 0.9)
   kept, _ = brute_force(x.astype(np.float64), range(count), 0.1)

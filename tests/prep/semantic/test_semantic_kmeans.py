@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jdc.prep.semantic import dedup, kmeans
+from jdc.prep.semantic import kmeans, vectors
 
 
 def plain_lloyd(x, k, iterations):
@@ -29,7 +29,7 @@ def unit_rows(seed, n, width, groups=12, noise=0.6):
   rng = np.random.default_rng(seed)
   centres = rng.standard_normal((groups, width))
   rows = centres[rng.integers(groups, size=n)] + noise * rng.standard_normal((n, width))
-  return dedup.unit(rows)
+  return vectors.unit(rows)
 
 
 @pytest.mark.parametrize(("n", "k"), [(300, 7), (2048, 5), (2100, 40), (50, 50), (9, 1)])
