@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jdc.prep import check, commits, report, stages, store
+from jdc.prep.accounts import accounts, where
 from jdc.prep.readers import files
 from jdc.prep.spec import PlanSpec, content_hash
 
@@ -30,59 +31,6 @@ def is_complete(folder: Path) -> bool:
 def mark_running(folder: Path) -> None:
   """Says that the data of a folder are not whole."""
   store.replace_text(folder / NAME, json.dumps({"format": FORMAT, "status": "running"}) + "\n")
-
-
-def accounts(records: Sequence[Record], outputs: Sequence[Record]) -> dict[str, Any]:
-  """Returns where every record that was read went.
-
-  read = kept + dropped + quarantined - made, where `made` are documents that operators made
-  more of, as `chunk_text` does.
-
-  Raises:
-    RuntimeError: if that does not add up, or a link saw other documents than the one before it
-      let through.
-  """
-  read = made = 0
-  quarantined: Counter[str] = Counter()
-  dropped: Counter[str] = Counter()
-  other: Counter[str] = Counter()
-  through: dict[int, int] = {}
-  for record in records:
-    info, shard = record["info"], record["shard"]
-    if record["link_kind"] in ("decide", "prepare"):
-      continue
-    if shard in through and info["rows_in"] != through[shard]:
-      raise RuntimeError(
-        f"shard {shard}: {record['name']} saw {info['rows_in']} documents of {through[shard]}"
-      )
-    if shard not in through:
-      quarantined.update(info["quarantined"])
-      read += info["rows_in"] + sum(info["quarantined"].values())
-      other.update({k: info[k] for k in ("blank_lines", "other_records") if k in info})
-    dropped.update(info.get("dropped", {}))
-    if record["link_kind"] == "model":
-      quarantined.update(info["quarantined"])
-      gone = [*info["dropped"].values(), *info["quarantined"].values()]
-      made += info["rows_out"] - info["rows_in"] + sum(gone)
-    elif record["link_kind"] == "text":
-      made += info["rows_out"] - info["rows_in"] + sum(info.get("dropped", {}).values())
-    elif info["rows_in"] - info["rows_out"] != sum(info.get("dropped", {}).values()):
-      raise RuntimeError(f"shard {shard}: {record['name']} dropped documents without a reason")
-    through[shard] = info["rows_out"]
-  for record in outputs:
-    dropped.update(record["info"].get("dropped", {}))
-  kept = sum(record["info"]["rows_out"] for record in outputs)
-  result = {
-    "read": read,
-    "made": made,
-    "kept": kept,
-    "dropped": dict(sorted(dropped.items())),
-    "quarantined": dict(sorted(quarantined.items())),
-    **dict(sorted(other.items())),
-  }
-  if read + made != kept + dropped.total() + quarantined.total():
-    raise RuntimeError(f"documents are not accounted for: {result}")
-  return result
 
 
 def finish(
@@ -152,20 +100,6 @@ def summary(value: Mapping[str, Any]) -> str:
   """Returns where the documents went, as text for a terminal."""
   size = sum(file["text_bytes"] for file in value["output"])
   return f"{where(value['accounts'])}, {size / 1e6:.1f} MB of text"
-
-
-def where(counts: Mapping[str, Any]) -> str:
-  """Returns accounts as text."""
-  lines = [f"{counts['read']} records read"]
-  if counts["made"]:
-    lines.append(f"{counts['made']} more made of them")
-  for name in ("quarantined", "dropped"):
-    total = sum(counts[name].values())
-    lines.append(f"{total} {name}")
-    ordered = sorted(counts[name].items(), key=lambda item: (-item[1], item[0]))
-    lines += [f"  {count:>9}  {reason}" for reason, count in ordered]
-  lines.append(f"{counts['kept']} kept")
-  return "\n".join(lines)
 
 
 def versions() -> dict[str, str]:

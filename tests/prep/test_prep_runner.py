@@ -1,5 +1,6 @@
 """Tests of runs: accounts, determinism, resuming, rebuilds, refusals, a full disk."""
 
+import dataclasses
 import gc
 import gzip
 import json
@@ -17,7 +18,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jdc.prep import InputSpec, OutputSpec, PlanSpec, commits, manifest, runner, step, tasks
+from jdc.prep import (
+  InputSpec,
+  OutputSpec,
+  PlanSpec,
+  commits,
+  engine,
+  manifest,
+  runner,
+  step,
+  tasks,
+)
 from jdc.prep.engine import data_frame
 
 ROOT = Path(__file__).parents[2]
@@ -495,6 +506,31 @@ def test_what_a_group_did_before_its_end_is_not_done_again(raw, whole, tmp_path,
   links = 4  # of the first pass, each with a commit
   assert job.done == total - 2 * links
   assert not (tmp_path / "out" / "work" / "left").exists()
+
+
+class Odd(Exception):
+  """An error that cannot be made again of its message."""
+
+  def __init__(self, one, two):
+    super().__init__(f"{one} and {two}")
+
+
+@dataclasses.dataclass(frozen=True)
+class OddTask:
+  """Fails by an error that does not travel."""
+
+  def run(self):
+    raise Odd("this", "that")
+
+
+def test_errors_reach_the_caller_from_any_process():
+  kept = UnicodeDecodeError("utf-8", b"a", 0, 1, "odd")
+  assert engine.portable(kept) is kept
+  assert str(engine.portable(Odd("this", "that"))).startswith("Odd: this and that (")
+  done, (error, trace) = pickle.loads(data_frame._Worker().work(pickle.dumps([OddTask()])))
+  assert not done
+  assert "Odd: this and that" in str(error)
+  assert "raise Odd" in trace
 
 
 @pytest.mark.slow

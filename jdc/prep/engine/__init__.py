@@ -6,6 +6,7 @@ Results may come in any order, and nothing in a result depends on where it was c
 is finished is committed by the caller, so that an engine needs no memory of its own.
 """
 
+import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -46,3 +47,13 @@ def open_engine(name: str, workers: int) -> Engine:
   from jdc.prep.engine import data_frame
 
   return data_frame.Daft(name, workers)
+
+
+def portable(error: Exception) -> Exception:
+  """Returns an error that goes from one process to another, the same one if it can."""
+  try:
+    if type(pickle.loads(pickle.dumps(error))) is type(error):
+      return error
+  except Exception as reason:  # whatever the error's class does when it is made anew
+    return RuntimeError(f"{type(error).__name__}: {error} ({reason!r} on its way here)")
+  return RuntimeError(f"{type(error).__name__}: {error}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from jdc.data.formats import import_extra
 from jdc.prep import commits
-from jdc.prep.engine import Groups, Results
+from jdc.prep.engine import Groups, Results, portable
 from jdc.prep.tasks import ChainTask, execute
 
 # Before the packages are imported, since some report on import.
@@ -91,4 +91,4 @@ class _Worker:
           commits.leave(Path(task.root), results[-1])
       return pickle.dumps((True, results))
     except Exception as error:  # goes to the caller, as it would in this process
-      return pickle.dumps((False, (error, traceback.format_exc())))
+      return pickle.dumps((False, (portable(error), traceback.format_exc())))

@@ -8,7 +8,7 @@ from collections import deque
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from jdc.prep.engine import Groups, Results
+from jdc.prep.engine import Groups, Results, portable
 from jdc.prep.readers import streams
 from jdc.prep.tasks import Task, execute
 
@@ -118,7 +118,7 @@ def _work(tasks: Connection) -> None:
       try:
         tasks.send((True, execute(task)))
       except Exception as error:  # goes to the parent, as it would in this process
-        tasks.send((False, (error, traceback.format_exc())))
+        tasks.send((False, (portable(error), traceback.format_exc())))
 
 
 def _one_thread() -> None:
