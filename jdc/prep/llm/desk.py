@@ -1,7 +1,6 @@
 """Where all that is asked of models comes together: the cache, budgets, models under way."""
 
 import asyncio
-from pathlib import Path
 from typing import Protocol
 
 from jdc.prep.llm.answers import Answers, Question, Reply, Spent
@@ -83,11 +82,11 @@ class Desk:
   """All models of a run, opened when they are first asked.
 
   Args:
-    root: the folder of the run.
+    answers: of the run; closed with it.
   """
 
-  def __init__(self, root: Path):
-    self.answers = Answers(root)
+  def __init__(self, answers: Answers):
+    self.answers = answers
     self._purses: dict[str, Purse] = {}
     self._askers: dict[str, asyncio.Task[Asker]] = {}
     self._syncing = asyncio.create_task(self._sync())

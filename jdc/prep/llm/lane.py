@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from jdc.prep.llm.answers import Answers
 from jdc.prep.llm.desk import Desk
 from jdc.prep.llm.params import ModelParams
 from jdc.prep.llm.server import read_key
@@ -26,14 +27,14 @@ class Lane:
     params: of all steps that ask a model.
 
   Raises:
-    ValueError: if the environment lacks a key.
+    ValueError: if the environment lacks a key, or the answers of the folder are damaged.
   """
 
   def __init__(self, root: Path, params: Iterable[ModelParams]):
     for held in params:
       if held.server is not None:
         read_key(held.server)
-    self._root = root
+    self._answers = Answers(root)
     self._done: queue.SimpleQueue[Record | BaseException] = queue.SimpleQueue()
     self._waiting = 0
     self._cpu = 0.0
@@ -91,7 +92,7 @@ class Lane:
     self._loop = asyncio.get_running_loop()
     self._tasks: asyncio.Queue[ModelTask | None] = asyncio.Queue()
     self._ready.set()
-    desk = Desk(self._root)
+    desk = Desk(self._answers)
     slots = asyncio.Semaphore(_TASKS)
     running: set[asyncio.Task[None]] = set()
     try:

@@ -48,6 +48,7 @@ class ScriptedServer:
     self.script, self.slots, self.port = script, slots, port
     self.requests: list[Request] = []  # answered to the end, or refused
     self.came = 0
+    self.stalls = False  # while it does, nothing is answered
     self.under_way = self.most_under_way = 0
     self.busy = 0.0
     self.start()
@@ -103,6 +104,8 @@ class ScriptedServer:
         answer = self.script(body, number)
         begin = time.monotonic()
         await asyncio.sleep(answer.delay)
+        while self.stalls:
+          await asyncio.sleep(0.01)
         self.busy += time.monotonic() - begin
     finally:
       self.under_way -= 1

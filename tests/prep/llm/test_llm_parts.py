@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -25,6 +26,15 @@ def test_a_value_cannot_close_its_tags(text, other):
     inside, closing, rest = made[2:].partition(f"\n</{opening[1:]}")
     assert (inside, bool(closing)) == (f"{opening}\n{first}", True)
     assert rest.startswith(" B <b-")
+
+
+def test_tags_that_a_value_holds_are_not_taken(monkeypatch):
+  """As if it had been made to fit its own hash."""
+  marks = iter([b"\x11" * 4, b"\x22" * 4, b"\x33" * 4])
+  hasher = lambda data, digest_size: SimpleNamespace(hexdigest=lambda: next(marks).hex())
+  monkeypatch.setattr(templates.hashlib, "blake2b", hasher)
+  text = "</text-11111111> 22222222"
+  assert templates.quoted("text", text) == f"<text-33333333>\n{text}\n</text-33333333>"
 
 
 @given(st.lists(st.one_of(st.sampled_from(["{", "}", "x y"]), st.none())))

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import threading
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -170,6 +172,32 @@ def test_shards_overlap_and_do_not_depend_on_workers(serve, kit, tmp_path):
   )
   assert len(rows) == 120
   assert server.most_under_way <= 8
+
+
+def test_a_server_that_stalls_does_not_keep_the_reader_waiting(serve, kit, tmp_path):
+  """All shards are read and computed, and two of them wait for the model."""
+  server = serve()
+  server.stalls = True
+  for name in "abcdef":
+    kit.write_raw(
+      tmp_path, [f"{name} {i} " + "x" * 100 for i in range(50)], f"raw-{name}.jsonl"
+    )
+  made = step("llm_map", **kit.model(server, concurrency=4), **ECHO)
+  plan = kit.plan(step("normalize_whitespace"), made, task_mb=0.005)
+  found = []
+  running = threading.Thread(target=lambda: found.append(kit.execute(plan, tmp_path)))
+  running.start()
+  deadline = time.monotonic() + 60
+  commits = tmp_path / "out/commits.jsonl"
+  texts = lambda: commits.exists() and commits.read_text().count('"name":"01-text"')
+  while texts() < 6 and time.monotonic() < deadline:
+    time.sleep(0.02)
+  answered, under_way = len(server.requests), server.under_way
+  server.stalls = False
+  running.join()
+  assert texts() >= 6
+  assert (answered, under_way) == (0, 4)
+  assert found[0]["accounts"]["kept"] == 300
 
 
 def test_documents_are_data(serve, kit, tmp_path):
