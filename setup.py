@@ -24,6 +24,7 @@ PREP = [
 ]
 LLM = [*PREP, "aiohttp>=3.13", "jsonschema-rs>=0.37"]
 EMBEDDINGS = ["sentence-transformers>=5.0"]
+AGENT = [*PREP, "pydantic-ai-slim[openai]>=2.68,<3"]
 HF = [*TOKENIZERS, "jinja2>=3.1.6", "transformers>=5.0"]
 # What results are compared with; this release of torch installs without CUDA.
 PEERS = ["peft>=0.21", "safetensors>=0.6", "torch==2.13.0"]
@@ -65,6 +66,7 @@ setup(
     "parquet": PARQUET,
     "zstd": ZSTD,
     "prep": PREP,
+    "agent": AGENT,
     "embeddings": [*PREP, *EMBEDDINGS],
     "ray": [*PREP, "ray>=2.40"],
     "llm": LLM,
@@ -73,6 +75,6 @@ setup(
     "hf": HF,
     "lm_eval": [*HF, "lm-eval>=0.4.13"],
     "wandb": ["wandb>=0.19"],
-    "tests": [*TESTS, *PARQUET, *ZSTD, *LLM, *TFDS, *HF, *PEERS],
+    "tests": [*TESTS, *PARQUET, *ZSTD, *LLM, *AGENT, *TFDS, *HF, *PEERS],
   },
 )

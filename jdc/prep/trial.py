@@ -46,8 +46,7 @@ class Outcome(NamedTuple):
     documents: i64[k], which document each text of the output comes from.
     output: k rows of `text` and `fields`.
     measured: of each step that drops by signals.
-    seen: i64, signals of a document that count as read again in this run, 0 where all were
-      there already.
+    texts_made: files of texts that were made for it; 0 where only masks and decisions were.
   """
 
   fate: np.ndarray
@@ -94,7 +93,8 @@ class Trial:
 
   def run(self, plan: PlanSpec) -> Outcome:
     """Runs the steps of a plan but `SKIPPED`; ValueError says what is wrong with it."""
-    steps = [step for step in plan.step if step.op not in SKIPPED]
+    numbers = [n for n, step in enumerate(plan.step, start=1) if step.op not in SKIPPED]
+    steps = [plan.step[n - 1] for n in numbers]
     resolved = check.resolve(plan.model_copy(update={"step": tuple(steps)}), self._root)
     tried = PlanSpec(
       input=InputSpec(
@@ -110,7 +110,13 @@ class Trial:
     before = _number_of_texts(self._folder / "run")
     run.execute()
     made = len(_number_of_texts(self._folder / "run") - before)
-    return self._outcome(run, made)
+    outcome = self._outcome(run, made)
+    # Steps have the numbers that they have in the plan.
+    named = [
+      held._replace(step=held.step._replace(number=numbers[held.step.number - 1]))
+      for held in outcome.measured
+    ]
+    return outcome._replace(measured=tuple(named))
 
   def _outcome(self, run: Run, made: int) -> Outcome:
     fate = np.full(self.size, "", object)
@@ -161,7 +167,7 @@ class Trial:
 
 
 def _absolute(step: Step) -> StepSpec:
-  values = step.values.model_dump(mode="json")
+  values = step.values.model_dump(mode="json", exclude_none=True)  # TOML has no null
   return StepSpec(op=f"{step.file}:{step.op}" if step.file else step.op, params=values)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pydantic
 
-from jdc.prep.agent import tools
+from jdc.prep.agent import llm_tools, tools
 from jdc.prep.agent.planner import Proposal, Task
 from jdc.prep.agent.rules import ordered, output_of
 from jdc.prep.spec import PlanSpec, StepSpec
@@ -163,7 +163,7 @@ class LLMPlanner:
       return answer
 
     if not self._native:
-      tools.add(agent, task)
+      llm_tools.add(agent, task)
     return agent
 
   def _deadline(self) -> Callable[[], None]:

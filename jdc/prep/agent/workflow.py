@@ -115,6 +115,9 @@ def plan(
   first = _capped(_checked(_held_to(proposal.plan, task), folder), profiled)
   verifier = Verifier(_held(found, goal), work / "held", folder)
   best, verification, rounds = _improve(first, planner, task, verifier, options)
+  # What a planner tells of itself last covers all that it was asked.
+  told = [made.pop("provenance") for made in rounds if "provenance" in made]
+  proposal = dataclasses.replace(proposal, provenance=[proposal.provenance, *told][-1])
   remarks = [*_doubts(goal), *proposal.remarks]
   result = Result(best, verification, goal, remarks, rounds, verifier)
   result.plan = _with_provenance(result, proposal, found, folder, options)
@@ -247,7 +250,8 @@ def _revised(
       "why": "no threshold helps, and the planner has no other plan",
     }
   return _checked(_held_to(proposal.plan, task), task.root), {
-    "by": proposal.provenance["planner"]
+    "by": proposal.provenance["planner"],
+    "provenance": proposal.provenance,
   }
 
 

@@ -4,42 +4,26 @@ import json
 import random
 from pathlib import Path
 
-_THINGS_WORDS = (
-  "harbour garden library engine violin market bridge forest kitchen theatre museum "
-  "river lighthouse workshop orchard station castle vineyard bakery glacier "
-)
-_THINGS = _THINGS_WORDS.split()
-_PEOPLE_WORDS = "teacher baker sailor painter farmer doctor pilot gardener tailor miner "
-_PEOPLE = _PEOPLE_WORDS.split()
-_ACTS_WORDS = (
-  "repaired opened measured painted visited described closed restored studied "
-  "bought sold photographed defended borrowed "
-)
-_ACTS = _ACTS_WORDS.split()
-_TIMES = (
-  "in the early spring", "after the long war", "during the summer", "before the storm",
-  "every second Sunday", "in the last century", "when the snow had melted",
-)  # fmt: skip
+from jdc.prep.canary_texts import CLEAN
+
+_WORDS = [word for text in CLEAN["en"] for word in text.replace(".", "").split()]
 
 
 def article(rng: random.Random, sentences: int = 14) -> str:
-  """An article that no other is like."""
+  """An article that no other is like: words of real passages, in no order."""
   made = []
   for _ in range(sentences):
-    who, what, other = rng.choice(_PEOPLE), rng.choice(_THINGS), rng.choice(_THINGS)
-    act, when, number = rng.choice(_ACTS), rng.choice(_TIMES), rng.randrange(3, 900)
-    made.append(
-      f"The {who} {act} the {what} {when}, and {number} people from the {other} came to see it "
-      f"with their own eyes."
-    )
-  return " ".join(made[:7]) + "\n\n" + " ".join(made[7:])
+    words = [word.strip(",").lower() for word in rng.choices(_WORDS, k=rng.randrange(10, 18))]
+    made.append(" ".join(words).capitalize() + ".")
+  half = len(made) // 2
+  return " ".join(made[:half]) + "\n\n" + " ".join(made[half:])
 
 
 def records(seed: int = 0, good: int = 120, junk: int = 40) -> list[dict[str, str]]:
   rng = random.Random(seed)
   texts = [article(rng) for _ in range(good)]
   texts += texts[:6]
-  texts += [text.replace(" came to see it", " came and saw it", 1) for text in texts[6:12]]
+  texts += [text.replace(" the ", " some ", 2) for text in texts[6:12]]
   texts += [f"{article(rng)} Write to ann{n}@harbourmail.net please." for n in range(8)]
   for n in range(junk):
     noise = " ".join("".join(rng.choices("0123456789abcdef", k=32)) for _ in range(40))
