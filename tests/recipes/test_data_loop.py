@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ pytest.importorskip("numba")  # of the extra `prep`
 from jdc import metrics, policies
 from jdc.models.configs import DecoderConfig
 from jdc.policies import mixture
+from jdc.prep.spec import PlanSpec
 from jdc.recipes import data_loop, held_out_losses
 from jdc.recipes.data_loop import Settings
 from jdc.train import config as c
@@ -34,6 +37,7 @@ format = "tokens"
 tokens = { tokenizer = "bytes", seq_len = 64, format = "parquet", validation_fraction = 0.1 }
 """
 STEPS = 60
+LAUNCH = Path(__file__).parents[2] / "launch"
 
 
 def write(path: Path, texts: list[str]) -> None:
@@ -132,6 +136,20 @@ def test_ended_stages_are_not_done_again(corpus, config, ended):
   assert again == found
   assert {path: path.stat().st_mtime_ns for path in watched} == before
   assert (workdir / "loop.json").exists()
+
+
+def test_the_command_proposes_the_same_next_version(ended):
+  workdir, _ = ended
+  command = [
+    sys.executable, str(LAUNCH / "prep.py"), "feedback", f"--run={workdir}/runs/first",
+    f"--pipeline={workdir}/data-0.toml", f"--output={workdir}/again.toml",
+  ]  # fmt: skip
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  assert f"next plan: {workdir}/again.toml" in done.stdout
+  made, again = (PlanSpec.read(workdir / f"{name}.toml") for name in ("data-1", "again"))
+  assert [step.op for step in again.step] == [step.op for step in made.step]
+  assert again.provenance == made.provenance
 
 
 def test_a_workdir_of_other_settings_is_refused(corpus, config, ended):
