@@ -99,6 +99,7 @@ class Run:
           self._run_phase(phase, self.shards)
         outputs = self._write_output(self.shards)
         self.reused = len(self.records) + len(outputs) - self.done
+        self._engine.close()  # its processes hold memory, which the report needs
         return manifest.finish(self, indexes, outputs, time.monotonic() - begin)
       finally:
         if self._lane is not None:
