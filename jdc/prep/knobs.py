@@ -82,7 +82,8 @@ def _moved(rule: Rule, parameter: str, value: Any) -> tuple[Bound, ...]:
 
 
 def _near(value: float) -> list[Any]:
-  return [value + 1, value - 1] if isinstance(value, int) else [value * 0.9 + 0.01, value * 0.9]
+  step = 1 if isinstance(value, int) else 0.01
+  return [value + step, value - step]
 
 
 def _changed(bound: Bound, after: tuple[Bound, ...]) -> str:

@@ -57,8 +57,11 @@ class _Bench:
   def kept(self) -> np.ndarray:
     return ~self.table.any(axis=1) & ~self.elsewhere
 
+  def share(self, chosen: np.ndarray) -> float:
+    return round(float(self.weights[chosen].sum()), 12)
+
   def rate(self) -> float:
-    return float(self.weights[self.kept()].sum())
+    return self.share(self.kept())
 
   def marginal(self, reason: str) -> np.ndarray:
     """Returns which documents only one bound drops."""
@@ -118,7 +121,7 @@ def loosen(
     plan = _keep_good(plan, bench, changes)
   wanted = plan.expect.get("kept_rate")
   if wanted is not None and wanted.min is not None:
-    least = min(wanted.min + margin + sample.extra_loss, 1.0)
+    least = round(min(wanted.min + margin + sample.extra_loss, 1.0), 12)
     needs = found.measured["kept_rate"] < wanted.min + margin
     plan = _reach(plan, bench, least, changes) if needs else plan
   return plan, changes
@@ -128,8 +131,8 @@ def _cap(plan: PlanSpec, bench: _Bench, most: float, changes: list[Change]) -> P
   """Loosens every bound that more than a share of the documents break."""
   for reason in sorted(bench.knobs):
     column = bench.table[:, bench.names.index(reason)]
-    if bench.weights[column].sum() > most:
-      below = lambda c: float(bench.weights[c].sum()) <= most
+    if bench.share(column) > most:
+      below = lambda c: bench.share(c) <= most
       plan = _turn(plan, bench, reason, below, f"at most {most:.0%} by one rule", changes)
   return plan
 
@@ -149,7 +152,7 @@ def _reach(plan: PlanSpec, bench: _Bench, least: float, changes: list[Change]) -
   done: set[str] = set()
   while bench.rate() < least:
     open_ = sorted(bench.knobs.keys() - done)
-    gains = {reason: float(bench.weights[bench.marginal(reason)].sum()) for reason in open_}
+    gains = {reason: bench.share(bench.marginal(reason)) for reason in open_}
     if not gains or max(gains.values()) <= 0:
       break
     reason = max(open_, key=lambda name: gains[name])
@@ -161,7 +164,7 @@ def _reach(plan: PlanSpec, bench: _Bench, least: float, changes: list[Change]) -
 
 def _rate_with(bench: _Bench, reason: str, column: np.ndarray) -> float:
   others = np.delete(bench.table, bench.names.index(reason), axis=1).any(axis=1)
-  return float(bench.weights[~others & ~column & ~bench.elsewhere].sum())
+  return bench.share(~others & ~column & ~bench.elsewhere)
 
 
 def _turn(

@@ -168,8 +168,12 @@ def _rates(
   count = sample.table.num_rows
   fate, weights = outcome.fate[:count], sample.weights / sample.weights.sum()
   kept = fate == ""
-  rate = float(weights[kept].sum())
-  measured = {"kept_rate": max(0.0, rate - sample.extra_loss), "kept_rate_of_sample": rate}
+  # Rounded, since 90 of 100 documents are 90 %, however their weights add up.
+  rate = round(float(weights[kept].sum()), 12)
+  measured = {
+    "kept_rate": max(0.0, round(rate - sample.extra_loss, 12)),
+    "kept_rate_of_sample": rate,
+  }
   measured["exact_dup_rate"] = float(weights[fate == "exact_dedup"].sum())
   measured["near_dup_rate"] = float(weights[fate == "minhash_dedup"].sum())
   table, names = broken(outcome)
@@ -179,7 +183,7 @@ def _rates(
   for k, name in enumerate(names):
     shares = {
       "first": float(weights[fate == name].sum()),
-      "all": float(weights[table[:, k]].sum()),
+      "all": round(float(weights[table[:, k]].sum()), 12),
       "only": float(weights[only & table[:, k]].sum()),
     }
     if any(shares.values()):
@@ -207,14 +211,19 @@ def broken(outcome: Outcome) -> tuple[np.ndarray, list[str]]:
 def adjustable(plan: PlanSpec, outcome: Outcome) -> dict[str, tuple[Knob, Measured]]:
   """Returns the thresholds of rules by reason, but those that the goal states.
 
-  The rules that a goal states thresholds of are in the plan's provenance, as `asked`.
+  The rules that a goal states thresholds of are in the plan's provenance, as `asked`. Of a rule
+  with two thresholds it is the one that more documents are beyond.
   """
   asked = set(plan.provenance.get("asked", ()))
   found: dict[str, tuple[Knob, Measured]] = {}
+  beyond: dict[str, int] = {}
   for held in outcome.measured:
     for knob in knobs.knobs(held.step):
-      if knob.rule not in asked:
-        found.setdefault(knob.reason, (knob, held))
+      values = np.asarray(held.signals[knob.signal], np.float64)[held.reasons[knob.reason]]
+      limit = float(knob.value)
+      count = int((values <= limit).sum() if knob.side == "min" else (values >= limit).sum())
+      if knob.rule not in asked and count > beyond.get(knob.reason, -1):
+        found[knob.reason], beyond[knob.reason] = (knob, held), count
   return found
 
 
