@@ -76,16 +76,27 @@ def clusters(kept: dict[Place, str], key: list[dict[str, Any]]) -> dict[str, Any
 
 def masked(
   kept: dict[Place, str], key: list[dict[str, Any]], raw: dict[str, bytes]
-) -> dict[str, tuple[int, int]]:
-  """Of each kind of personal data, how many spans are not in the output, of how many."""
-  found: dict[str, list[int]] = {}
+) -> dict[str, dict[str, int]]:
+  """Of each kind of personal data the spans, those that are not in the output, and of these
+  the ones in records that are kept."""
+  found: dict[str, Counter[str]] = {}
   for record in key:
-    text = kept.get(place(record), "")
-    data, start = raw[record["file"]], record["offset"]
-    line = data[start : data.index(b"\n", start)].decode("utf-8-sig", "replace")
-    for first, last, kind in record["pii"]:
-      secret = json.loads(line)["text"][first:last]
-      held = found.setdefault(kind, [0, 0])
-      held[0] += secret not in text
-      held[1] += 1
-  return {kind: (gone, count) for kind, (gone, count) in sorted(found.items())}
+    text = kept.get(place(record))
+    for secret, kind in secrets(record, raw):
+      held = found.setdefault(kind, Counter())
+      held["spans"] += 1
+      held["gone"] += text is None or secret not in text
+      if text is not None:
+        held["in_kept"] += 1
+        held["masked_in_kept"] += secret not in text
+  return {kind: dict(held) for kind, held in sorted(found.items())}
+
+
+def secrets(record: dict[str, Any], raw: dict[str, bytes]) -> list[tuple[str, str]]:
+  """The personal data of a record, with their kinds."""
+  if not record["pii"]:
+    return []
+  data, start = raw[record["file"]], record["offset"]
+  line = data[start : data.index(b"\n", start)].decode("utf-8-sig")
+  text = json.loads(line)["text"]
+  return [(text[first:last], kind) for first, last, kind in record["pii"]]
