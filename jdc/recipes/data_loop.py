@@ -18,6 +18,7 @@ import jax
 
 from jdc.prep import manifest, ops, runner
 from jdc.prep.feedback import command as feedback_lib
+from jdc.prep.feedback import lists
 from jdc.prep.feedback.held_out import HeldOut
 from jdc.prep.feedback.propose import Limits
 from jdc.prep.readers import files
@@ -205,6 +206,7 @@ class _Loop:
     _LOG.info("%s", manifest.summary(made))
     if failed := [held["name"] for held in made["expectations"] if not held["holds"]]:
       raise ValueError(f"{path}: the result is not as expected: {', '.join(failed)}")
+    _check_drops(plan, self._workdir, made["accounts"]["dropped"])
     return version
 
   def _train(
@@ -278,6 +280,17 @@ class _Loop:
     self._workdir.mkdir(parents=True, exist_ok=True)
     self._held_out.write_hashes(self._workdir / _HASHES)
     runs.write_json(path, described)
+
+
+def _check_drops(plan: PlanSpec, root: Path, dropped: Mapping[str, int]) -> None:
+  """Raises a RuntimeError unless all documents of the plan's lists were dropped by them."""
+  paths = [root / s.params["path"] for s in plan.step if s.op == "drop_documents"]
+  listed = sum(len(lists.read(path)) for path in paths)
+  gone = sum(n for reason, n in dropped.items() if reason.startswith("drop_documents."))
+  if gone != listed:
+    raise RuntimeError(
+      f"{listed} documents are listed in {', '.join(map(str, paths))}, {gone} were dropped"
+    )
 
 
 def _keeps(found: Comparison, min_gain: float) -> bool:

@@ -92,11 +92,12 @@ def _check_data(table: table_lib.Table, data: str | Path) -> None:
   """Raises a ValueError unless the shards hold the documents of the table."""
   domains = token_shards.open_folder(data)
   rows = sum(len(domain.train) for domain in domains.values())
-  told = len(set(table.pieces.example.tolist()))
-  if rows != told or tuple(sorted(domains)) != table.domains:
+  tokens = sum(domain.train.num_target_tokens for domain in domains.values())
+  told = len(set(table.pieces.example.tolist())), int(table.pieces.tokens.sum())
+  if (rows, tokens) != told or tuple(sorted(domains)) != table.domains:
     raise ValueError(
-      f"{data}: {rows} rows of domains {sorted(domains)}, the table has {told} of "
-      f"{list(table.domains)}; it is of other data"
+      f"{data}: {rows} rows, {tokens} target tokens, of domains {sorted(domains)}; the table "
+      f"has {told[0]} and {told[1]} of {list(table.domains)}: it is of other data"
     )
 
 
