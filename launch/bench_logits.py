@@ -8,7 +8,7 @@ The claim is about large vocabularies, `--vocab_size=32768` and up.
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -94,7 +94,7 @@ def _told(model: LanguageModel, wanted: frozenset[str]) -> Callable[..., dict[st
   return told
 
 
-def _interleaved(passes: dict[str, Callable[[], Any]]) -> dict[str, np.ndarray]:
+def _interleaved(passes: Mapping[str, Callable[[], Any]]) -> dict[str, np.ndarray]:
   now = time.process_time if CPU_TIME.value else time.perf_counter
   for run in passes.values():
     jax.block_until_ready(run())

@@ -15,7 +15,9 @@ from bench_sweeps import ROUNDS
 from jdc.prep.quality import classifier
 from jdc.prep.semantic import hash_bow, kmeans, vectors
 
-ROWS = flags.DEFINE_integer("rows", 200_000, "Of the embeddings that are clustered.")
+EMBEDDINGS = flags.DEFINE_integer(
+  "embeddings", 200_000, "Of the embeddings that are clustered."
+)
 DIMENSION = flags.DEFINE_integer("dimension", 256, "Of the embeddings.")
 ITERATIONS = flags.DEFINE_integer("iterations", 5, "Of k-means.")
 
@@ -25,8 +27,8 @@ _BYTES, _TEXT = 20_000_000, 2_000
 def main() -> None:
   """Prints medians and the best of several rounds."""
   rng = np.random.default_rng(0)
-  x = vectors.unit(rng.standard_normal((ROWS.value, DIMENSION.value), np.float32))
-  k = round(ROWS.value**0.5)
+  x = vectors.unit(rng.standard_normal((EMBEDDINGS.value, DIMENSION.value), np.float32))
+  k = round(EMBEDDINGS.value**0.5)
   centre = jnp.asarray(x[:k])
   blocks = [jnp.asarray(rows) for rows, _ in kmeans._blocks([x])]
   product = jax.jit(lambda x_BxD, c_kxD: x_BxD @ c_kxD.T)
@@ -44,8 +46,8 @@ def main() -> None:
       steps[name]()
       computed[name].append((time.process_time() - start) / ITERATIONS.value)
       seconds[name].append((time.perf_counter() - begin) / ITERATIONS.value)
-  flops = 2 * ROWS.value * DIMENSION.value * k
-  print(f"{ROWS.value} x {DIMENSION.value} embeddings, {k} clusters, {jax.devices()}")
+  flops = 2 * EMBEDDINGS.value * DIMENSION.value * k
+  print(f"{EMBEDDINGS.value} x {DIMENSION.value} embeddings, {k} clusters, {jax.devices()}")
   for name, values in seconds.items():
     middle = float(np.median(values))
     print(

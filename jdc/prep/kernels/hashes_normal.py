@@ -55,7 +55,7 @@ def _is_ascii(text: np.ndarray) -> bool:
   found = np.uint8(0)
   for byte in text:
     found |= byte
-  return found < 128
+  return bool(found < 128)
 
 
 @numba.njit(cache=True, nogil=True)
