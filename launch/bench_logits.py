@@ -100,7 +100,7 @@ def _interleaved(passes: Mapping[str, Callable[[], Any]]) -> dict[str, np.ndarra
     jax.block_until_ready(run())
   seconds: dict[str, list[float]] = {name: [] for name in passes}
   for pair in range(PAIRS.value):
-    for name in passes if pair % 2 == 0 else reversed(passes):
+    for name in list(passes)[:: 1 if pair % 2 == 0 else -1]:
       started = now()
       jax.block_until_ready(passes[name]())
       seconds[name].append(now() - started)
