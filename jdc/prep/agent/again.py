@@ -46,7 +46,7 @@ def verify(
     seed=options.seed,
     most_mb=options.most_mb,
   )
-  loss = extra_loss(found, any(step.op == "minhash_dedup" for step in plan.step))
+  loss = extra_loss(found, plan)
   sample = Sample(found.held, found.weights, tuple(planted(plan)), loss)
   return Verifier(sample, Path(folder), Path(root)).verify(held)
 

@@ -13,7 +13,8 @@ from jdc.prep import near_dedup, profile, sampling
 from jdc.prep.spec import InputSpec
 
 HELD_SHARE = 0.25  # of the documents, by a hash of their ids, are never profiled
-_MOST_KEYS = 1_000_000  # documents whose duplicates are counted: 120 bytes each
+_MOST_KEYS = 1_000_000  # documents whose duplicates are counted: 240 bytes each
+NGRAMS = (5, 1)  # words of the shingles by which near duplicates are found, in this order
 _URL = r"https?://|www\.[a-z0-9-]+\.[a-z]{2,}"
 _CITATION = r"\[\d{1,3}\]|\[edit\]|\[citation needed\]"
 _SCRIPTS = (
@@ -66,7 +67,7 @@ def survey(
   taken = sampling.Sample(sample, seed)
   aside: dict[str, sampling.Sample] = {}
   sizes: Counter[str] = Counter()
-  tables: list[near_dedup.Keys] = []
+  tables: list[tuple[near_dedup.Keys, ...]] = []
   counted = 0
 
   def each(batch: pa.RecordBatch) -> None:
@@ -81,7 +82,7 @@ def survey(
       aside.setdefault(name, sampling.Sample(held, seed)).add(own)
     if counted < _MOST_KEYS:
       counted += batch.num_rows
-      tables.append(near_dedup.keys(pa.concat_arrays([batch.column("text")])))
+      tables.append(tuple(near_dedup.keys(batch.column("text"), ngram=n) for n in NGRAMS))
 
   accounts = profile.read_input(spec, each, root=root, seed=seed, most_mb=most_mb)
   table = taken.table()
@@ -142,20 +143,20 @@ def measure_more(table: pa.Table) -> dict[str, Any]:
     "citation_rate": _rate(text, _CITATION),
     "chat_rate": sum(not problem for problem in sft_normalize(fields).problem) / size,
     "scripts": {name: count / total for name, count in letters.items() if count},
-    "reworded_dup_rate": _reworded(text),
+    "reworded_dup_rate": duplicate_rates(text)[1],
   }
 
 
-def _reworded(text: pa.ChunkedArray) -> float:
-  """Returns the share of documents that only a comparison of sets of words finds."""
-  left = pa.concat_arrays(text.chunks)
-  for ngram in (5, 1):
+def duplicate_rates(text: pa.ChunkedArray) -> dict[int, float]:
+  """Returns the share of documents that each of `NGRAMS` finds, those before it aside."""
+  left, rates = pa.concat_arrays(text.chunks), {}
+  for ngram in NGRAMS:
     keys = near_dedup.keys(left, ngram=ngram)
     found, _ = near_dedup.decide([keys], functools.partial(_taken, left), ngram=ngram)
     keep = np.ones(len(left), bool)
     keep[found.row] = False
-    left = left.filter(pa.array(keep))
-  return len(found.row) / len(text)
+    left, rates[ngram] = left.filter(pa.array(keep)), len(found.row) / len(text)
+  return rates
 
 
 def _taken(text: pa.StringArray, rows: np.ndarray) -> list[pa.StringArray]:
@@ -167,11 +168,21 @@ def _rate(text: pa.ChunkedArray, pattern: str) -> float:
   return float(pc.mean(pc.cast(found, pa.float64())).as_py())
 
 
-def _all_duplicates(tables: list[near_dedup.Keys], counted: int) -> dict[str, Any]:
-  """Returns the rate of duplicates among all that was read; LSH decides, nothing is compared.
+def _all_duplicates(tables: list[tuple[near_dedup.Keys, ...]], counted: int) -> dict[str, Any]:
+  """Returns the rates of duplicates among all that was read; LSH decides, nothing is compared.
 
-  A sample has fewer duplicates than all documents do, and this bounds what they lose.
+  A sample has fewer duplicates than all documents do, and these bound what they lose.
   """
-  found, _ = near_dedup.decide(tables, lambda rows: iter(()), verify=False)
-  rate = len(found.row) / max(counted, 1)
-  return {"all_dup_rate_unverified": rate, "all_dup_documents": counted}
+  left = np.ones(sum(len(held[0].num_words) for held in tables), bool)
+  rates = {}
+  for number, ngram in enumerate(NGRAMS):
+    parts, begin = [], 0
+    for held in tables:
+      mine = left[begin : begin + len(held[number].num_words)]
+      begin += len(mine)
+      keys = held[number]
+      parts.append(near_dedup.Keys(keys.bands[:, mine], keys.num_words[mine]))
+    found, _ = near_dedup.decide(parts, lambda rows: iter(()), verify=False, ngram=ngram)
+    left[np.flatnonzero(left)[found.row]] = False
+    rates[f"all_dup_rate_{ngram}_unverified"] = len(found.row) / max(counted, 1)
+  return {**rates, "all_dup_documents": counted}

@@ -17,7 +17,7 @@ from jdc.prep.agent import contract, suggest
 from jdc.prep.agent import goal as goal_lib
 from jdc.prep.agent.goal import Goal
 from jdc.prep.agent.planner import Planner, Proposal, Task
-from jdc.prep.agent.survey import Survey, survey
+from jdc.prep.agent.survey import Survey, duplicate_rates, survey
 from jdc.prep.readers import streams
 from jdc.prep.spec import InputSpec, PlanSpec, canonical_json
 from jdc.prep.verify import Sample, Verification, Verifier
@@ -113,7 +113,7 @@ def plan(
   _LOG.info("goal: %s", goal.text)
   proposal = planner.plan(task)
   first = _capped(_checked(_held_to(proposal.plan, task), folder), profiled)
-  verifier = Verifier(_held(found, goal), work / "held", folder)
+  verifier = Verifier(_held(found, goal, first), work / "held", folder)
   best, verification, rounds = _improve(first, planner, task, verifier, options)
   # What a planner tells of itself last covers all that it was asked.
   told = [made.pop("provenance") for made in rounds if "provenance" in made]
@@ -144,31 +144,26 @@ def _profiled(found: Survey, goal: Goal) -> Sample:
   return Sample(found.sample, weights, tuple(contract.planted(goal)))
 
 
-def _held(found: Survey, goal: Goal) -> Sample:
+def _held(found: Survey, goal: Goal, plan: PlanSpec) -> Sample:
   return Sample(
     found.held,
     found.weights,
     tuple(contract.planted(goal)),
-    extra_loss(found, goal.find("dedup", "near_dedup") is not None),
+    extra_loss(found, plan),
   )
 
 
-def extra_loss(found: Survey, near: bool) -> float:
+def extra_loss(found: Survey, plan: PlanSpec) -> float:
   """Returns the share of an input that is lost to bad records and to far duplicates.
 
-  Args:
-    found: of the input.
-    near: whether near duplicates go.
+  These are duplicates of documents outside of a sample, as steps of the plan find them.
   """
   bad = sum(held["count"] for held in found.profile["bad_lines"].values())
   rate = bad / max(bad + found.profile["read"]["documents"], 1)
-  if not near:
-    return rate
-  from jdc.prep import profile
-
-  own = profile.duplicate_rates(found.held.column("text").combine_chunks())
-  far = found.profile["all_dup_rate_unverified"] - sum(own.values())
-  return rate + max(0.0, far)
+  used = {s.params.get("ngram", 5) for s in plan.step if s.op == "minhash_dedup"}
+  own = duplicate_rates(found.held.column("text"))
+  far = [found.profile[f"all_dup_rate_{n}_unverified"] - own[n] for n in own if n in used]
+  return rate + sum(max(0.0, share) for share in far)
 
 
 def _effects(found: Verification) -> dict[int, dict[str, float]]:
