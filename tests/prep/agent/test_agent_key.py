@@ -6,7 +6,7 @@ from pathlib import Path
 
 import key_measures as key
 import pytest
-from conftest import GOAL
+from agent_corpus import GOAL
 
 from jdc.prep import runner
 from jdc.prep.agent import rules, workflow

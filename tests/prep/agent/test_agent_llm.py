@@ -2,6 +2,7 @@
 
 import json
 
+import agent_corpus
 import pytest
 
 from jdc.prep.agent import goal as goal_lib
@@ -220,7 +221,7 @@ def test_a_plan_is_held_to_the_goal_whatever_the_planner_returns(raw, tmp_path):
     def revise(self, here, plan, report):
       return None
 
-  spec = workflow.input_of([str(raw / "*.jsonl")], tmp_path)
+  spec = agent_corpus.spec(raw, tmp_path)
   made = workflow.plan(GOAL, spec, tmp_path, Bold(), workflow.Options(rounds=0))
   assert made.plan.input == spec
   assert made.plan.goal == GOAL
@@ -279,7 +280,7 @@ def test_a_model_plans_and_is_repaired_as_rules_are(raw, tmp_path):
   lacking = {"steps": [s for s in GOOD["steps"] if s["op"] != "mask_pii"]}
   model, seen = answers(lacking, GOOD)
   planner = llm.LLMPlanner(model, "tiny")
-  spec = workflow.input_of([str(raw / "*.jsonl")], tmp_path)
+  spec = agent_corpus.spec(raw, tmp_path)
   made = workflow.plan(GOAL, spec, tmp_path, planner)
   assert made.accepted, made.verification.failures
   assert [r["by"] for r in made.rounds] == ["llm:tiny"]

@@ -2,6 +2,7 @@
 
 import json
 
+import agent_corpus
 import pytest
 
 from jdc.prep.agent import review, rules, workflow
@@ -13,7 +14,7 @@ GOAL = "clean English text, no duplicates"
 @pytest.fixture(scope="module")
 def made(raw, tmp_path_factory):
   folder = tmp_path_factory.mktemp("review")
-  spec = workflow.input_of([str(raw / "*.jsonl")], folder)
+  spec = agent_corpus.spec(raw, folder)
   return workflow.plan(GOAL, spec, folder, rules.RulePlanner()), folder
 
 

@@ -1,11 +1,17 @@
 """A small dirty corpus: good passages, junk, copies, personal data, another language."""
 
 import json
+import os
 import random
 from pathlib import Path
+from typing import Any
 
 from jdc.prep.canary_texts import CLEAN
+from jdc.prep.spec import InputSpec
 
+GOAL = (
+  "clean English web text for pre-training, no duplicates, no personal data, keep at least 30 %"
+)
 _WORDS = [word for text in CLEAN["en"] for word in text.replace(".", "").split()]
 
 
@@ -31,6 +37,11 @@ def records(seed: int = 0, good: int = 120, junk: int = 40) -> list[dict[str, st
     texts.append((noise, loop, f"short {n}", "El barco sale del puerto dos veces. " * 9)[n % 4])
   rng.shuffle(texts)
   return [{"text": text, "id": str(n)} for n, text in enumerate(texts)]
+
+
+def spec(raw: Path, folder: Path, **options: Any) -> InputSpec:
+  """The files as a plan in `folder` names them; ids of documents go by these names."""
+  return InputSpec(paths=(os.path.relpath(raw / "*.jsonl", folder),), **options)
 
 
 def write(folder: Path, seed: int = 0, **sizes: int) -> Path:
