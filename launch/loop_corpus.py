@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
 
 
 def read(path: Path) -> list[str]:
-  """Returns the texts of a file, cut at a word, each once."""
+  """Returns the texts of a file, cut before the last word of what is taken, each once."""
   with gzip.open(path, "rt", encoding="utf-8") as lines:
     texts = [str(json.loads(line)["text"]) for line in lines]
   cut = [text[: CHARS.value].rsplit(" ", 1)[0] for text in texts]

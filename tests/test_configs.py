@@ -42,7 +42,8 @@ RUNS = {
   "regmix_proxy": ("regmix.py:proxy,tiny", ["--config.mixture.proportions=(0.3,0.7)"]),
 }
 WITHOUT_TARGET = {"select_coincide", "select_el2n", "select_grand"}
-LAUNCHED_ELSEWHERE = {"comparison"}  # by tests/test_compare.py
+# By tests/test_compare.py and tests/test_loop_command.py.
+LAUNCHED_ELSEWHERE = {"comparison", "loop"}
 
 
 def write_domains(folder: Path) -> Path:

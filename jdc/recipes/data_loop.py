@@ -243,9 +243,12 @@ class _Loop:
       ),
     )
     logged = dataclasses.replace(base.logging, example_table=True)
+    # A domain that has become small may have no validation rows, and the held-out set judges.
+    evaluation = dataclasses.replace(base.evaluation, split="none")
     return dataclasses.replace(
-      base, data=str(data.data), num_steps=steps, optimizer=optimizer, logging=logged
-    )
+      base, data=str(data.data), num_steps=steps, optimizer=optimizer, logging=logged,
+      evaluation=evaluation,
+    )  # fmt: skip
 
   def _evaluate(self, trained: Path) -> Losses:
     path = trained / "held_out.json"
@@ -353,8 +356,12 @@ def _check(
       f"output.tokens.seq_len is {plan.output.tokens.get('seq_len', 2048)}, the runs have "
       f"sequence_length={base.sequence_length}"
     )
-  if base.model is None:
-    errors.append("the config needs a model, whose parameters go from run to run")
+  if base.model is None or base.lora is not None:
+    errors.append("the config needs a model without adapters, which goes from run to run")
+  if base.checkpoint.folder:
+    errors.append(
+      f"checkpoint.folder={base.checkpoint.folder!r} must be empty: each run has its own"
+    )
   if total * min(settings.first, settings.trial) < 1:
     errors.append(f"tokens={settings.tokens} are too few: a run would have no step")
   if errors:

@@ -132,9 +132,10 @@ def _data_errors(
   def wrong(name: str, problem: str) -> None:
     found.setdefault(problem, {})[name] = None
 
-  evaluated = config.evaluation.split
+  evaluated = [split for split in (config.evaluation.split,) if split != "none"]
   tables: dict[str, dict[str, Any]] = {
-    name: domain.splits | {"train": domain.train, evaluated: domain.splits.get(evaluated)}
+    name: domain.splits
+    | {"train": domain.train, **{split: domain.splits.get(split) for split in evaluated}}
     for name, domain in domains.items()
   }
   for name, splits in [*tables.items(), *((n, {"target": task}) for n, task in tasks.items())]:

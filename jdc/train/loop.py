@@ -370,6 +370,8 @@ def _evaluate(
   run: Run, tables: Mapping[str, Any], params: Any, mesh: jax.sharding.Mesh
 ) -> dict[str, float]:
   fields, packed = run.config.evaluation, run.config.plan.max_segments > 0
+  if fields.split == "none":
+    return {}
   found = perplexity.evaluate(
     run.model.token_losses,
     params,

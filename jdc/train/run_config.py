@@ -125,7 +125,7 @@ class ReferenceConfig:
 class EvaluationConfig:
   """When a split is evaluated, besides before and after training."""
 
-  split: str = "validation"  # or "target", in runs from which policies learn
+  split: str = "validation"  # or "target", in runs from which policies learn, or "none"
   every_steps: int = 0  # 0: only before and after
   max_rows: int = 0  # rows of each domain, or records where these are packed; 0: all
   batch_size: int = 0  # 0: the training batch size
@@ -294,7 +294,7 @@ _LEAST = {
 _CHOICES = {
   "loss_average": ("token", "example"),
   "target.alignment": ("exact", "linear_maps", "low_rank"),
-  "evaluation.split": ("validation", "target"),
+  "evaluation.split": ("validation", "target", "none"),
   "plan.candidate_draw": ("top_k", "gumbel_top_k", "multinomial"),
   "responses.coefficients": ("official", "dataflex"),
 }
