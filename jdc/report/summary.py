@@ -12,6 +12,8 @@ def table(workdir: str | Path) -> str:
   run = metrics_lib.read_metrics(workdir)
   split = evaluated_split(run)
   evaluations = [line for line in run if f"{split}/micro_loss" in line]
+  if not evaluations:
+    return "no split was evaluated"
   first, last = evaluations[0], evaluations[-1]
   header = ("domain", "asked", "seen", "epochs", "loss before", "loss after", "bits/byte")
   lines = [header]
@@ -79,9 +81,12 @@ def plot(workdir: str | Path) -> Path:
 
 
 def domain_names(run: Run) -> list[str]:
-  """Returns the domains that a run evaluated, in order."""
+  """Returns the domains that a run evaluated, or else those it drew from, in order."""
   split = evaluated_split(run)
-  first = next((line for line in run if f"{split}/micro_loss" in line), {})
+  first = next((line for line in run if f"{split}/micro_loss" in line), None)
+  if first is None:
+    parts = [key.split("/") for line in run for key in line if key.startswith("data/domain/")]
+    return list(dict.fromkeys("/".join(part[2:-1]) for part in parts))
   return [
     key.removeprefix(f"{split}/").removesuffix("/loss")
     for key in first

@@ -39,3 +39,14 @@ def test_the_table_holds_first_and_last_numbers(tmp_path):
 def test_the_picture_is_a_png(tmp_path):
   file = summary.plot(write_run(tmp_path))
   assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_evaluated_no_split_has_a_picture_and_no_table(tmp_path):
+  lines = [
+    {key: value for key, value in line.items() if not key.startswith("validation/")}
+    for line in LINES
+  ]
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  assert summary.table(tmp_path) == "no split was evaluated"
+  assert summary.domain_names(lines) == ["web", "code"]
+  assert summary.plot(tmp_path).read_bytes().startswith(b"\x89PNG")
