@@ -90,7 +90,7 @@ def test_a_good_answer_becomes_a_plan_in_order(tmp_path):
 @pytest.mark.parametrize(
   ("wrong", "why"),
   [
-    (steps({"op": "dedupe_all"}), "unknown operator 'dedupe_all'"),
+    (steps({"op": "dedupe_all"}), "literal_error"),
     (steps({"op": "minhash_dedup", "params": {"bands": "many"}}), "bands='many'"),
     ({"steps": []}, "at least 1 item"),
     ('{"steps": [{"op": "exact_dedup", ', "JSON"),
@@ -110,7 +110,7 @@ def test_a_good_answer_becomes_a_plan_in_order(tmp_path):
       ),
       "",
     ),
-    (steps({"op": "own.py:steal"}), "only a user can add"),
+    (steps({"op": "own.py:steal"}), "literal_error"),
     (
       steps(
         {"op": "html_to_text"},
@@ -141,7 +141,7 @@ def test_answers_that_stay_wrong_end_in_an_error(tmp_path):
   [
     (llm.Budget(requests=2), "request_limit"),
     (llm.Budget(tokens=60), "total_tokens_limit"),
-    (llm.Budget(seconds=0), " s > 0 s"),
+    (llm.Budget(seconds=1e-9), " s > "),
     (llm.Budget(cost=0.001, price=(1.0, 1.0)), "cost"),
   ],
 )
