@@ -17,7 +17,7 @@ def read(make_shards, make_table, make_texts, view):
     del doc_id, domain
     if place % 7 == 3:
       return {"times_seen": 0}
-    step = int(rng.integers(100, 1000))
+    step = int(rng.integers(20, 1000))
     return view(
       step, float(rng.normal(3 - 0.3 * np.log(step), 0.1)), float(rng.normal(1, 0.1)),
       loss_excess=float(rng.normal()), influence=float(rng.normal(0.5, 1)),
