@@ -104,6 +104,7 @@ def remarks(plan: PlanSpec) -> list[str]:
   ]
   for (_, name, rank), (number, other, other_rank) in itertools.pairwise(ranked):
     again = other in [op for n, op, _ in ranked if n < number - 1]
+    again = again or name in [op for n, op, _ in ranked if n > number]
     if other_rank < rank and not again:
       found.append(f"step {number} ({other}) usually stands before {name}")
   return found

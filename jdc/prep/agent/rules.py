@@ -65,8 +65,10 @@ class RulePlanner:
 def ordered(steps: Iterable[StepSpec]) -> tuple[StepSpec, ...]:
   """Returns steps in the order in which their operators usually stand.
 
-  White space is brought into form twice where lines are dropped: lines are judged without it,
-  and the ends of what is left are not those that were there.
+  Two operators stand twice, so that a second run finds nothing to do. White space is brought
+  into form before lines are dropped, which are judged without it, and after that, since other
+  lines begin and end what is left. Characters are repaired before HTML is read, since tags may
+  be among them, and after that, since entities may stand for such.
   """
   held = sorted(steps, key=lambda s: ops.OPERATORS[s.op].stage_rank)
   names = [s.op for s in held]
@@ -74,6 +76,10 @@ def ordered(steps: Iterable[StepSpec]) -> tuple[StepSpec, ...]:
   if "normalize_whitespace" in names and last >= 0:
     held.insert(
       last + 1, step("normalize_whitespace", why=f"lines go before it: {names[last]}")
+    )
+  if "html_to_text" in names and "fix_unicode" in names:
+    held.insert(
+      names.index("html_to_text"), step("fix_unicode", why="tags may hold such faults")
     )
   return tuple(held)
 

@@ -23,6 +23,12 @@ def kept_texts(folder: Path) -> dict[Place, str]:
   }
 
 
+def all_texts(folder: Path) -> list[str]:
+  """The texts of a run's output."""
+  paths = sorted((folder / "data").glob("*/*.parquet"))
+  return [text for path in paths for text in parquet.read_table(path)["text"].to_pylist()]
+
+
 def place(record: dict[str, Any]) -> Place:
   return record["file"], record["offset"]
 
