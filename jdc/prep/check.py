@@ -167,6 +167,8 @@ def output_problems(plan: PlanSpec, root: Path) -> list[str]:
   found = problems.unknown_keys(output.tokens, known, "output.tokens")
   if "tokenizer" not in output.tokens:
     found.append("output.tokens: tokenizer must be given, a file, a folder, or 'bytes'")
+  elif not isinstance(name := output.tokens["tokenizer"], str):
+    found.append(f"output.tokens: tokenizer must be a string, got {name!r}")
   if found:
     return found
   held = output_at(output, root).tokens

@@ -123,6 +123,19 @@ def test_documents_without_tokens_are_dropped_with_a_reason(raw):
       "seq_len must be in",
     ),
     ({"tokens": {"tokenizer": "bytes"}}, "only for format='tokens'"),
+    ({"format": "tokens", "tokens": {"tokenizer": 5}}, "tokenizer must be a string, got 5"),
+    (
+      {"format": "tokens", "tokens": {"tokenizer": "bytes", "seq_len": 16.5}},
+      "seq_len must be an integer, got 16.5",
+    ),
+    (
+      {"format": "tokens", "tokens": {"tokenizer": "bytes", "seed": True, "eos": "no"}},
+      "eos must be true or false, got 'no'\n.*seed must be an integer, got True",
+    ),
+    (
+      {"format": "tokens", "tokens": {"tokenizer": "bytes", "validation_fraction": "0.1"}},
+      "validation_fraction must be a number, got '0.1'",
+    ),
   ],
 )
 def test_wrong_options_of_token_shards(raw, output, expected):
@@ -290,6 +303,42 @@ def test_fields_are_renamed_and_selected(raw):
     {"number": i} for i in range(40)
   ]
   assert np.all(np.diff(table.column("offset").to_numpy()) > 0)
+
+
+def test_no_field_is_lost_by_a_new_name(tmp_path):
+  rows = [{"id": 0, "key": "a"}, {"id": 1}, {"key": "b"}, {"other": 2}]
+  lines = [json.dumps({**row, "text": f"figs {row}"}) for row in rows]
+  (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+  made = run(tmp_path, step("rename", mapping={"id": "key"}), paths=("rows.jsonl",))
+  assert made["accounts"]["dropped"] == {"rename": 1}
+  table = pq.read_table(tmp_path / "out" / made["output"][0]["path"])
+  found = [json.loads(value) for value in table.column("fields").to_pylist()]
+  assert found == [{"key": 1}, {"key": "b"}, {"other": 2}]
+  assert table.column("offset").to_pylist()[0] == len(lines[0]) + 1
+  swapped = run(
+    tmp_path, step("rename", mapping={"id": "key", "key": "id"}), paths=("rows.jsonl",)
+  )
+  assert swapped["accounts"]["kept"] == 4
+
+
+@pytest.mark.parametrize(
+  ("mapping", "expected"),
+  [
+    ({"a": "c", "b": "c"}, "several fields get the name 'c'"),
+    ({"title": "text"}, "no field gets the name 'text'"),
+    ({}, "at least 1 item"),
+  ],
+)
+def test_names_that_would_lose_a_field(raw, mapping, expected):
+  with pytest.raises(ValueError, match=expected):
+    run(raw, step("rename", mapping=mapping))
+
+
+def test_the_reason_is_the_first_rule_of_the_catalogue_that_is_broken(raw):
+  for rules in (["gopher_quality", "fineweb_lines"], ["fineweb_lines", "gopher_quality"]):
+    given = step("filter", rules={name: {} for name in rules})
+    # No document has 50 words, and none ends in punctuation.
+    assert run(raw, given)["accounts"]["dropped"] == {"word_count": 80}
 
 
 def test_fields_are_derived_from_templates(tmp_path):

@@ -30,13 +30,32 @@ def select(batch: pa.RecordBatch, params: Select) -> pa.RecordBatch:
 class Rename(Params):
   """See `rename`."""
 
-  mapping: dict[str, str]
+  mapping: Annotated[dict[str, str], pydantic.Field(min_length=1)]
+
+  @pydantic.field_validator("mapping")
+  @classmethod
+  def _loses_nothing(cls, value: dict[str, str]) -> dict[str, str]:
+    new = list(value.values())
+    if twice := sorted({name for name in new if new.count(name) > 1}):
+      raise ValueError(f"several fields get the name {', '.join(map(repr, twice))}")
+    if "text" in new:
+      raise ValueError("no field gets the name 'text', which is the text; derive makes it")
+    return value
 
 
 def rename(batch: pa.RecordBatch, params: Rename) -> pa.RecordBatch:
-  """Renames fields of the records, old name to new name."""
+  """Renames fields of the records, old name to new name.
+
+  A record that has another field of the new name is dropped, since one of the two would go.
+  """
   names = params.mapping
-  return _mapped(batch, lambda record: {names.get(k, k): v for k, v in record.items()})
+  records = [json.loads(value) for value in batch.column("fields").to_pylist()]
+  made = [{names.get(k, k): v for k, v in record.items()} for record in records]
+  clash = [len(new) < len(old) for new, old in zip(made, records, strict=True)]
+  batch = set_column(batch, "fields", pa.array([dump(record) for record in made], pa.string()))
+  return set_column(
+    batch, "drop", pa.array(["rename" if lost else None for lost in clash], pa.string())
+  )
 
 
 class Derive(Params):

@@ -61,8 +61,10 @@ class Filter(Params):
 
   @property
   def bounds(self) -> tuple[predicates.Bound, ...]:
-    """The bounds of the rules over signals of the text."""
-    return predicates.bounds_of(_own(self.rules))
+    """The bounds of the rules over signals of the text, in the order of the catalogue."""
+    found = predicates.bounds_of(_own(self.rules))
+    place = {name: number for number, name in enumerate(predicates.RULES)}
+    return tuple(sorted(found, key=lambda bound: place[bound.reason.partition(".")[0]]))
 
 
 def _own(rules: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +104,8 @@ def filter_(found: Mapping[str, Any], params: Filter) -> Reasons:
 
   Rules are groups by name, such as `gopher` or `fineweb`, and all operators of kind
   `predicate`, with the parameters that they have as steps; those over signals of the text come
-  first. Signals are measured once and kept, so that another threshold costs no reading of text.
+  first, those of Gopher before FineWeb's, C4's and ours, in whatever order they are written.
+  Signals are measured once and kept, so that another threshold costs no reading of text.
   """
   return _decide(found, params.bounds)
 

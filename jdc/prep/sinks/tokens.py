@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import typing
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
@@ -70,6 +71,8 @@ class TokenOptions:
   seed: int = 0
 
   def __post_init__(self) -> None:
+    if wrong := _wrong_types(self):
+      raise ValueError("\n".join(wrong))
     accepted = {"pack": PACKINGS, "dtype": DTYPES, "format": tuple(SUFFIXES)}
     problems = [
       f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
@@ -90,6 +93,17 @@ class TokenOptions:
       problems.append("bos_token and eos_token are for tokenizer files, got tokenizer='bytes'")
     if problems:
       raise ValueError("\n".join(problems))
+
+
+def _wrong_types(options: TokenOptions) -> list[str]:
+  accepted = {str: "a string", bool: "true or false", int: "an integer", float: "a number"}
+  held = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+  found = []
+  for name, kind in typing.get_type_hints(TokenOptions).items():
+    fits = int | float if kind is float else kind
+    if not isinstance(held[name], fits) or (kind is not bool and isinstance(held[name], bool)):
+      found.append(f"{name} must be {accepted[kind]}, got {held[name]!r}")
+  return found
 
 
 Row = tuple[bytes, str, int, str, str]  # of `COLUMNS`
