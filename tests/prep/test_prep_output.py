@@ -48,6 +48,15 @@ def test_json_lines_have_the_fields_of_the_record(raw):
       assert json.loads(lines[place["offset"] :].partition(b"\n")[0]) == record
 
 
+@pytest.mark.parametrize("messages", ["three of them", None, [], ["one"], [{"n": 1}], 7])
+def test_a_field_that_is_only_called_messages_costs_no_text(tmp_path, messages):
+  row = {"messages": messages, "text": "the text that training reads"}
+  (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+  made = run(tmp_path, paths=("rows.jsonl",), output={"format": "jsonl"})
+  (found,) = records(tmp_path / "out" / made["output"][0]["path"])
+  assert {name: found[name] for name in row} == row
+
+
 def test_array_records_are_read_for_training(raw):
   from jdc.data.sources import read_documents
 

@@ -115,7 +115,16 @@ def records(batch: pa.RecordBatch) -> Iterator[bytes]:
   """Yields documents as JSON records."""
   for row in batch.to_pylist():
     record: dict[str, Any] = parse(row["fields"].encode()) if "fields" in row else {}
-    if "messages" not in record:  # whose contents the text only repeats
+    if not _are_messages(record.get("messages")):  # whose contents the text only repeats
       record["text"] = row["text"]
     origin = {"doc_id": row["doc_id"].hex(), "source": row["source"], "offset": row["offset"]}
     yield dump({**record, _PLACE: origin}).encode()
+
+
+def _are_messages(value: Any) -> bool:
+  """Whether a field is what `sft_normalize` makes of it, not another one of this name."""
+  return (
+    isinstance(value, list)
+    and bool(value)
+    and all(isinstance(message, dict) and "content" in message for message in value)
+  )
