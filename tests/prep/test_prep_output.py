@@ -280,6 +280,19 @@ def test_instruction_data_becomes_messages(tmp_path):
   assert found[0]["messages"][0]["content"] == "Add\n1 and 2"
 
 
+def test_messages_are_masked_as_the_text_is(tmp_path):
+  turns = [("user", "I am ann@example.org."), ("assistant", "Pay 4111 1111 1111 1111.")]
+  row = {"messages": [{"role": r, "content": c} for r, c in turns]}
+  (tmp_path / "chat.jsonl").write_text(json.dumps(row) + "\n")
+  steps = step("sft_normalize"), step("mask_pii")
+  output = {"format": "jsonl"}
+  made = run(tmp_path, *steps, paths=("chat.jsonl",), text_column="", output=output)
+  (found,) = records(tmp_path / "out" / made["output"][0]["path"])
+  expected = ["I am <EMAIL>.", "Pay <CARD>."]
+  assert [turn["content"] for turn in found["messages"]] == expected
+  assert [turn["role"] for turn in found["messages"]] == [r for r, _ in turns]
+
+
 def test_filters_of_instruction_data_need_messages(tmp_path):
   (tmp_path / "raw").mkdir()
   (tmp_path / "raw" / "web.jsonl").write_text('{"text": "a"}')

@@ -7,12 +7,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pydantic
 from pydantic import Field
 
 from jdc.prep.batches import ID_BYTES, replace_text, set_column
 from jdc.prep.catalog import Operator, Params
 from jdc.prep.readers.jsonl import dump
+from jdc.prep.text.sft import are_messages
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -136,11 +138,24 @@ def mask_pii(batch: pa.RecordBatch, params: MaskPii) -> pa.RecordBatch:
   """Puts marks in the place of e-mail and IP addresses, phone, card and account numbers, ...
 
   On demand also in that of social security numbers and street addresses, as in the United
-  States, and of names that stand beside what is masked; see `jdc.prep.text.pii`.
+  States, and of names that stand beside what is masked; see `jdc.prep.text.pii`. Messages of
+  instruction data are masked as the text is, since they are what is written of it.
   """
   from jdc.prep.text.pii import mask_pii as function
 
-  return changed(batch, function(batch.column("text"), **params.model_dump()))
+  batch = changed(batch, function(batch.column("text"), **params.model_dump()))
+  fields = batch.column("fields").to_pylist()
+  for row in np.flatnonzero(pc.match_substring(batch.column("fields"), '"messages"')).tolist():
+    record = json.loads(fields[row])
+    if not are_messages(record.get("messages")):
+      continue
+    contents = pa.array([turn["content"] for turn in record["messages"]], pa.string())
+    masked, _ = function(contents, **params.model_dump())
+    if not masked.equals(contents):
+      turns = zip(record["messages"], masked.to_pylist(), strict=True)
+      record["messages"] = [{**turn, "content": content} for turn, content in turns]
+      fields[row] = dump(record)
+  return set_column(batch, "fields", pa.array(fields, pa.string()))
 
 
 class HtmlToText(Params):

@@ -14,6 +14,7 @@ from jdc.prep.readers.jsonl import dump, parse
 from jdc.prep.spec import OutputSpec
 from jdc.prep.store import AtomicFile, Written, hash_file, place
 from jdc.prep.tables import TableFile
+from jdc.prep.text.sft import are_messages
 
 _GROUP_BYTES = 64 << 20  # of text
 _PLACE = "jdc"  # the field of a record that says where it came from
@@ -115,16 +116,7 @@ def records(batch: pa.RecordBatch) -> Iterator[bytes]:
   """Yields documents as JSON records."""
   for row in batch.to_pylist():
     record: dict[str, Any] = parse(row["fields"].encode()) if "fields" in row else {}
-    if not _are_messages(record.get("messages")):  # whose contents the text only repeats
+    if not are_messages(record.get("messages")):  # whose contents the text only repeats
       record["text"] = row["text"]
     origin = {"doc_id": row["doc_id"].hex(), "source": row["source"], "offset": row["offset"]}
     yield dump({**record, _PLACE: origin}).encode()
-
-
-def _are_messages(value: Any) -> bool:
-  """Whether a field is what `sft_normalize` makes of it, not another one of this name."""
-  return (
-    isinstance(value, list)
-    and bool(value)
-    and all(isinstance(message, dict) and "content" in message for message in value)
-  )

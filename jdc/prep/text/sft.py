@@ -104,6 +104,15 @@ def messages_of(value: str) -> list[dict[str, str]]:
   return messages
 
 
+def are_messages(value: Any) -> bool:
+  """Whether a field is what `sft_normalize` makes of it, not another one of its name."""
+  return (
+    isinstance(value, list)
+    and bool(value)
+    and all(isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in value)
+  )
+
+
 def _dumps(record: Any) -> str:
   text = json.dumps(record, ensure_ascii=False)
   # Lone surrogates, which JSON can hold and UTF-8 cannot, stay escaped.
