@@ -57,6 +57,19 @@ def test_a_field_that_is_only_called_messages_costs_no_text(tmp_path, messages):
   assert {name: found[name] for name in row} == row
 
 
+def test_fields_whose_names_are_taken_stay_beside_the_place(tmp_path):
+  row = {
+    "text": "a heading",
+    "body": "what training reads",
+    "jdc": {"doc_id": "of a run before"},
+  }
+  (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+  made = run(tmp_path, paths=("rows.jsonl",), text_column="body", output={"format": "jsonl"})
+  (found,) = records(tmp_path / "out" / made["output"][0]["path"])
+  assert found["text"] == row["body"]
+  assert found["jdc"]["fields"] == {"text": row["text"], "jdc": row["jdc"]}
+
+
 def test_array_records_are_read_for_training(raw):
   from jdc.data.sources import read_documents
 

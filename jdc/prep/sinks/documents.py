@@ -113,10 +113,17 @@ def _write_arrayrecord(root: Path, pattern: str, batches: Iterable[pa.RecordBatc
 
 
 def records(batch: pa.RecordBatch) -> Iterator[bytes]:
-  """Yields documents as JSON records."""
+  """Yields documents as JSON records, with the place that they come from.
+
+  Fields of the source that the text and the place take the names of stay, as `fields` of the
+  place.
+  """
   for row in batch.to_pylist():
     record: dict[str, Any] = parse(row["fields"].encode()) if "fields" in row else {}
-    if not are_messages(record.get("messages")):  # whose contents the text only repeats
-      record["text"] = row["text"]
     origin = {"doc_id": row["doc_id"].hex(), "source": row["source"], "offset": row["offset"]}
-    yield dump({**record, _PLACE: origin}).encode()
+    told: dict[str, Any] = {_PLACE: origin}
+    if not are_messages(record.get("messages")):  # whose contents the text only repeats
+      told["text"] = row["text"]
+    if taken := {name: record[name] for name in told if name in record}:
+      origin["fields"] = taken
+    yield dump({**record, **told}).encode()
