@@ -6,10 +6,13 @@ nothing else: no code, no files or servers but those of the goal, no expectation
 output. What it answers is checked as any plan is, and then measured as any plan is.
 """
 
+import asyncio
+import contextvars
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent import futures
 from typing import Any, Literal
 
 import pydantic
@@ -137,21 +140,26 @@ class LLMPlanner:
     messages: list[Any] = []
     try:
       with pydantic_ai.capture_run_messages() as messages:
-        answer = agent.run_sync(
-          prompt,
-          usage=self._usage,
-          usage_limits=UsageLimits(
-            request_limit=self._budget.requests, total_tokens_limit=self._budget.tokens
-          ),
-          model_settings={"max_tokens": self._budget.answer_tokens, "temperature": 0.0},
-        )
+        answer = _finish(self._answer(agent, prompt))
     except pydantic_ai.UsageLimitExceeded as error:
       raise BudgetExceeded(f"{self._name}: {error}") from error
     except (AgentRunError, UserError) as error:
       raise RuntimeError(f"{self._name}: no plan: {type(error).__name__}: {error}") from error
     finally:
       self._transcripts.append(tools.transcript(messages))
-    return self._proposal(task, answer.output)
+    return self._proposal(task, answer)
+
+  async def _answer(self, agent: "Agent[None, PlannedSteps]", prompt: str) -> PlannedSteps:
+    async with agent:
+      answer = await agent.run(
+        prompt,
+        usage=self._usage,
+        usage_limits=UsageLimits(
+          request_limit=self._budget.requests, total_tokens_limit=self._budget.tokens
+        ),
+        model_settings={"max_tokens": self._budget.answer_tokens, "temperature": 0.0},
+      )
+    return answer.output
 
   def _agent(self, task: Task) -> "Agent[None, PlannedSteps]":
     output = pydantic_ai.NativeOutput if self._native else pydantic_ai.ToolOutput
@@ -207,6 +215,12 @@ class LLMPlanner:
         "transcript": json.dumps(self._transcripts, ensure_ascii=False),
       },
     )
+
+
+def _finish(answer: Coroutine[Any, Any, PlannedSteps]) -> PlannedSteps:
+  """Awaits in an event loop of its own, which it closes; also where one runs, as in notebooks."""
+  with futures.ThreadPoolExecutor(1) as thread:
+    return thread.submit(contextvars.copy_context().run, asyncio.run, answer).result()
 
 
 class _Metered(WrapperModel):

@@ -1,6 +1,9 @@
 """What language models may and may not do to a plan, without a model."""
 
+import asyncio
+import gc
 import json
+import warnings
 
 import agent_corpus
 import pytest
@@ -72,6 +75,22 @@ def told(seen):
 
 def steps(*made):
   return {"steps": [{"why": "because", **step} for step in made]}
+
+
+def test_plans_where_an_event_loop_runs_and_leaves_none_open(tmp_path):
+  model, _ = answers(GOOD)
+  planner = llm.LLMPlanner(model, "tiny")
+
+  async def as_in_a_notebook():
+    return planner.plan(task(tmp_path))
+
+  assert len(asyncio.run(as_in_a_notebook()).plan.step) == len(GOOD["steps"])
+  planner.plan(task(tmp_path))
+  asyncio.set_event_loop(None)  # drops a loop that was left as the current one
+  with warnings.catch_warnings(record=True) as found:
+    warnings.simplefilter("always")
+    gc.collect()
+  assert not [each for each in found if "event loop" in str(each.message)]
 
 
 def test_a_good_answer_becomes_a_plan_in_order(tmp_path):
