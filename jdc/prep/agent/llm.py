@@ -218,7 +218,7 @@ class LLMPlanner:
 
 
 def _finish(answer: Coroutine[Any, Any, PlannedSteps]) -> PlannedSteps:
-  """Awaits in an event loop of its own, which it closes; also where one runs, as in notebooks."""
+  """Awaits in an event loop of its own, which it closes, since notebooks run one already."""
   with futures.ThreadPoolExecutor(1) as thread:
     return thread.submit(contextvars.copy_context().run, asyncio.run, answer).result()
 
