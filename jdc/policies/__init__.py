@@ -16,9 +16,11 @@ from jdc.policies.base import (
   RunSpec,
   TargetStats,
 )
-from jdc.policies.combinators import after, ema, floor, importance_corrected, keep, temperature
+from jdc.policies.combinators import after, ema, floor, temperature
 from jdc.policies.combine import Policies, combine
+from jdc.policies.correcting import importance_corrected
 from jdc.policies.holding import every, sweep_due
+from jdc.policies.keeping import keep
 from jdc.policies.observing import observing
 from jdc.policies.stages import schedule
 
