@@ -22,7 +22,7 @@ PREP = [
   "resiliparse>=2.0",
   "warcio>=1.7.5",
 ]
-LLM = [*PREP, "aiohttp>=3.13", "jsonschema-rs>=0.37"]
+LLM = [*PREP, "httptools>=0.6.4", "jsonschema-rs>=0.37"]
 EMBEDDINGS = ["sentence-transformers>=5.0"]
 AGENT = [*PREP, "pydantic-ai-slim[openai]>=2.68,<3"]
 HF = [*TOKENIZERS, "jinja2>=3.1.6", "transformers>=5.0"]

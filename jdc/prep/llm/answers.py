@@ -14,6 +14,7 @@ from jdc.prep.store import disk_errors
 
 NAME = "answers.jsonl"
 KEY_BYTES = 16
+NOT_TOLD = -1  # in the place of a number of tokens, until it is counted
 _HEAD = b'{"key":"'
 _RECENT = 1 << 16  # keys that are not in the sorted arrays yet
 _KEY = slice(len(_HEAD), len(_HEAD) + 2 * KEY_BYTES)

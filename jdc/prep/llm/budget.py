@@ -23,8 +23,7 @@ class Purse:
   def __init__(self, model: str, spent: Spent):
     self.model, self.spent = model, spent
     self._under_way = Spent()
-    self._count = self._waiting = 0
-    self._changed = asyncio.Condition()
+    self._changed = asyncio.Event()
 
   async def reserve(self, budget: Budget, body: bytes, max_tokens: int) -> Spent:
     """Waits until a request fits, at the most that it may use: a token a byte.
@@ -33,34 +32,25 @@ class Purse:
       UsedUp: if it does not fit even when nothing is under way.
     """
     most = Spent(1, len(body) + _TEMPLATE, max_tokens)
-    if not self._over(budget, _sum(_sum(self.spent, self._under_way), most)):
-      self._under_way, self._count = _sum(self._under_way, most), self._count + 1
-      return most
-    async with self._changed:
-      while over := self._over(budget, _sum(_sum(self.spent, self._under_way), most)):
-        if not self._count:
-          raise UsedUp(self._message(budget, over))
-        self._waiting += 1
-        try:
-          await self._changed.wait()
-        finally:
-          self._waiting -= 1
-      self._under_way, self._count = _sum(self._under_way, most), self._count + 1
+    while over := self._over(budget, most):
+      if not self._under_way.requests:
+        raise UsedUp(self._message(budget, over))
+      self._changed.clear()
+      await self._changed.wait()
+    self._under_way = _sum(self._under_way, most)
     return most
 
-  async def settle(self, reserved: Spent, reply: Reply | None) -> None:
+  def settle(self, reserved: Spent, reply: Reply | None) -> None:
     """Counts what a request used; `None`: it was not answered."""
     held = self._under_way
     self._under_way = Spent(held[0] - reserved[0], held[1] - reserved[1], held[2] - reserved[2])
-    self._count -= 1
     if reply is not None:
       self.spent = self.spent.plus(reply)
-    if self._waiting:
-      async with self._changed:
-        self._changed.notify_all()
+    self._changed.set()
 
-  def _over(self, budget: Budget, used: Spent) -> list[str]:
-    """Returns the limits that would be passed."""
+  def _over(self, budget: Budget, most: Spent) -> list[str]:
+    """Returns the limits that one more request might pass."""
+    used = _sum(_sum(self.spent, self._under_way), most)
     limits = (budget.requests, budget.prompt_tokens, budget.completion_tokens)
     found = [
       name

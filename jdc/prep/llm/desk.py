@@ -3,7 +3,7 @@
 import asyncio
 from typing import Protocol
 
-from jdc.prep.llm.answers import Answers, Question, Reply, Spent
+from jdc.prep.llm.answers import NOT_TOLD, Answers, Question, Reply, Spent
 from jdc.prep.llm.budget import Purse
 from jdc.prep.llm.params import ModelParams
 from jdc.prep.llm.work import Work
@@ -70,12 +70,23 @@ class Asker:
       reply: Reply | None = None
       try:
         found, retries = await self.model.ask(question)
+        found = _with_tokens(found, reserved)
         if not found.refused.startswith("no answer"):
           reply = found
           self._answers.add(question.key, self.model.name, found)
       finally:
-        await self.purse.settle(reserved, reply)
+        self.purse.settle(reserved, reply)
     return found, retries
+
+
+def _with_tokens(reply: Reply, most: Spent) -> Reply:
+  """Returns a reply with the most that it may have used, where the server does not tell."""
+  if NOT_TOLD not in reply[2:4]:
+    return reply
+  prompt, completion = (
+    held if told == NOT_TOLD else told for told, held in zip(reply[2:4], most[1:], strict=True)
+  )
+  return reply._replace(prompt_tokens=prompt, completion_tokens=completion)
 
 
 class Desk:

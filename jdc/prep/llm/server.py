@@ -1,6 +1,7 @@
 """Requests to an OpenAI-compatible server: retries, pauses, when to give up."""
 
 import asyncio
+import collections
 import email.utils
 import hashlib
 import logging
@@ -10,14 +11,15 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from jdc.data.formats import import_extra
-from jdc.prep.llm.answers import Question, Reply
+from jdc.prep.llm.answers import NOT_TOLD, Question, Reply
+from jdc.prep.llm.connection import Address, Connection, Response
 from jdc.prep.llm.params import Server
 
 _LOG = logging.getLogger(__name__)
 _BACK_OFF = 0.5  # seconds before the second try, doubled with each, with jitter
 _LONGEST = 15.0
-_MAX_BYTES = 64 << 20  # of a response
+_IDLE_S = 15.0  # after which a connection is not trusted to be still there
+_MOST_TOKENS = 1 << 40  # of a request; a server that tells of more is wrong
 _AWAY = (408, 409, 425, 429, 502, 503, 504)  # the server cannot, just now
 _STOPS = {
   401: "the server does not accept the key",
@@ -31,12 +33,19 @@ class Stopped(RuntimeError):
   """Going on makes no sense before something outside is mended; nothing answered is lost."""
 
 
+class _NotConnected(ConnectionError):
+  """The server cannot be reached."""
+
+
 class _Failure(NamedTuple):
   """A try without an answer."""
 
   cause: str
   away: bool  # the server cannot answer anything; else this request may be at fault
   wait: float | None = None  # seconds that the server asks for
+
+
+_Waiting = tuple[bytes, "asyncio.Future[Response]"]
 
 
 def read_key(server: Server) -> str:
@@ -67,33 +76,35 @@ class Client:
   def __init__(self, server: Server, model: str):
     self._server, self._model = server, model
     key = read_key(server)
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if key:
       headers["Authorization"] = f"Bearer {key}"
     forms = {key, orjson.dumps(key).decode()[1:-1], key.replace("/", "\\/")} if key else set()
     self._secrets = [form.encode() for form in forms]
-    self._headers = headers
     self.name, self.identity, self.concurrency = model, "", server.concurrency
     self._url = f"{server.base_url}/chat/completions"
-    self._slots = asyncio.Semaphore(server.concurrency)
+    self._address = Address(self._url, headers)
+    self._waiting: collections.deque[_Waiting] = collections.deque()
+    self._idle: list[tuple[float, Connection]] = []  # since when
+    self._busy = 0  # requests under way
+    self._connections: set[Connection] = set()
+    self._connecting: set[asyncio.Task[None]] = set()
     self._probing = asyncio.Lock()
     self._resume = 0.0  # no request is sent before this time
     self._answered = self._trouble = time.monotonic()
     self._failing = False
 
   async def open(self) -> None:
-    """Makes connections possible."""
-    aiohttp = self._aiohttp = import_extra("aiohttp", "llm")
-    self._session = aiohttp.ClientSession(
-      connector=aiohttp.TCPConnector(limit=0),
-      cookie_jar=aiohttp.DummyCookieJar(),
-      headers=self._headers,
-      timeout=aiohttp.ClientTimeout(total=self._server.timeout_s, sock_connect=10.0),
-    )
+    """Does nothing: connections are made as they are needed."""
 
   async def close(self) -> None:
     """Closes connections."""
-    await self._session.close()
+    for task in self._connecting:
+      task.cancel()
+    await asyncio.gather(*self._connecting, return_exceptions=True)
+    for connection in self._connections:
+      connection.close()
+    await asyncio.sleep(0)  # they close in the loop
 
   async def ask(self, question: Question) -> tuple[Reply, int]:
     """Returns the answer to a request, and how many tries failed before.
@@ -119,29 +130,81 @@ class Client:
       await asyncio.sleep(self._pause(question.key, tries, found))
 
   async def _try(self, body: bytes) -> Reply | _Failure:
-    async with self._slots:
-      while (wait := self._resume - time.monotonic()) > 0:
-        await asyncio.sleep(wait)
-      return await self._post(body)
-
-  async def _post(self, body: bytes) -> Reply | _Failure:
-    aiohttp = self._aiohttp
+    future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+    self._waiting.append((self._address.request(body), future))
+    self._send()
     try:
-      # A redirect could take the key elsewhere.
-      async with self._session.post(self._url, data=body, allow_redirects=False) as response:
-        data = await _read(response)
-        status, headers = response.status, response.headers
+      found = self._judge(await future)
+    except _NotConnected as error:
+      found = _Failure(f"no connection: {self._clean(str(error).encode())}", True)
     except TimeoutError:
-      cause = _Failure(f"no answer within {self._server.timeout_s:g} s", False)
-    except aiohttp.ClientConnectorError as error:
-      cause = _Failure(f"no connection: {self._clean(str(error).encode())}", True)
-    except (aiohttp.ClientError, OSError) as error:
-      cause = _Failure(f"the connection broke: {type(error).__name__}", False)
-    else:
-      return self._judge(status, headers.get("Retry-After"), data)
-    return cause
+      found = _Failure(f"no answer within {self._server.timeout_s:g} s", False)
+    except OSError as error:
+      found = _Failure(f"the connection broke: {self._clean(str(error).encode())}", False)
+    self._send()  # where `_take` has left that until the response was judged
+    return found
 
-  def _judge(self, status: int, retry_after: str | None, data: bytes) -> Reply | _Failure:
+  def _send(self) -> None:
+    """Sends what waits, as far as there is room and the server wants no pause."""
+    while self._waiting and self._busy < self.concurrency:
+      if self._resume and (wait := self._resume - time.monotonic()) > 0:
+        asyncio.get_running_loop().call_later(wait, self._send)
+        return
+      request, future = self._waiting.popleft()
+      if future.done():  # whoever asked is gone
+        continue
+      self._busy += 1
+      if (connection := self._pop()) is not None:
+        connection.send(request, future)
+      else:
+        task = asyncio.create_task(self._connect(request, future))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+  def _pop(self) -> Connection | None:
+    """Returns a connection that waits for a request, if there is one."""
+    while self._idle:
+      since, connection = self._idle.pop()
+      if connection.is_open and time.monotonic() < since + _IDLE_S:
+        return connection
+      connection.close()
+      self._connections.discard(connection)
+    return None
+
+  async def _connect(self, request: bytes, future: "asyncio.Future[Response]") -> None:
+    try:
+      connection = await self._address.connect(self._take, self._server.timeout_s)
+    except OSError as error:
+      self._busy -= 1
+      if not future.done():
+        future.set_exception(_NotConnected(str(error) or type(error).__name__))
+    else:
+      self._connections.add(connection)
+      connection.send(request, future)
+
+  def _take(
+    self,
+    connection: Connection,
+    future: "asyncio.Future[Response]",
+    outcome: Response | Exception,
+  ) -> None:
+    """Takes a response; sends the next request before anything is made of it."""
+    self._busy -= 1
+    if connection.is_open:
+      self._idle.append((time.monotonic(), connection))
+    else:
+      self._connections.discard(connection)
+    if future.done():  # whoever asked is gone
+      self._send()
+    elif isinstance(outcome, Exception):
+      future.set_exception(outcome)
+    else:
+      if outcome.status == 200:
+        self._send()
+      future.set_result(outcome)
+
+  def _judge(self, response: Response) -> Reply | _Failure:
+    status, data = response.status, response.body
     for secret in self._secrets:
       data = data.replace(secret, b"[key]")
     if status == 200:
@@ -154,7 +217,9 @@ class Client:
       name = f" in ${self._server.api_key_env}" if "key" in why else ""
       raise Stopped(f"{self._url}, model {self._model!r}: HTTP {status}: {why}{name}{said}")
     if status in _AWAY or status >= 500:
-      wait = _seconds(retry_after)
+      wait = _seconds(response.retry_after)
+      if wait is not None:
+        self._resume = max(self._resume, time.monotonic() + wait)
       return _Failure(f"HTTP {status}: {said}", status in _AWAY, wait)
     return Reply("", "", 0, 0, f"refused: HTTP {status}: {said}")
 
@@ -175,13 +240,11 @@ class Client:
         f"{self._url} has answered nothing for {silent:.0f} s, longer than patience_s="
         f"{server.patience_s:g}; the last: {found.cause}"
       )
-    if found.wait is not None:
-      if found.wait > server.patience_s:
-        raise Stopped(
-          f"{self._url} asks to wait {found.wait:.0f} s, longer than patience_s="
-          f"{server.patience_s:g}; the last: {found.cause}"
-        )
-      self._resume = max(self._resume, now + found.wait)
+    if found.wait is not None and found.wait > server.patience_s:
+      raise Stopped(
+        f"{self._url} asks to wait {found.wait:.0f} s, longer than patience_s="
+        f"{server.patience_s:g}; the last: {found.cause}"
+      )
 
   async def _alive(self) -> bool:
     """Whether the server answers the shortest of requests."""
@@ -210,38 +273,26 @@ class Client:
     return data.decode("utf-8", "replace")[:300]
 
 
-async def _read(response: Any) -> bytes:
-  """Returns a response's body, the beginning of one that is too long."""
-  length = response.content_length
-  if length is not None and length <= _MAX_BYTES:
-    found: bytes = await response.read()
-    return found
-  parts, size = [], 0
-  async for part in response.content.iter_any():
-    parts.append(part)
-    size += len(part)
-    if size > _MAX_BYTES:
-      response.close()
-      break
-  return b"".join(parts)
-
-
 def _parse(data: bytes) -> Reply | _Failure:
   """Returns the answer in a response."""
   try:
     value = orjson.loads(data)
     choice = value["choices"][0]
     content = choice["message"].get("content")
-    usage = value.get("usage") or {}
-    prompt, completion = (
-      int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")
-    )
     finish = str(choice.get("finish_reason") or "stop")
   except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
     return _Failure(f"a response that is no chat completion: {type(error).__name__}", False)
   if content is not None and not isinstance(content, str):
     return _Failure("a response whose content is no text", False)
+  usage = value.get("usage")
+  told = usage if isinstance(usage, dict) else {}
+  prompt, completion = map(_count, (told.get("prompt_tokens"), told.get("completion_tokens")))
   return Reply(content or "", finish, prompt, completion)
+
+
+def _count(value: Any) -> int:
+  """Returns a number of tokens, `NOT_TOLD` where it is none."""
+  return value if type(value) is int and 0 <= value <= _MOST_TOKENS else NOT_TOLD
 
 
 def _message(data: bytes) -> str:

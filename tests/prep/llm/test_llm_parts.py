@@ -254,7 +254,7 @@ def test_a_budget_is_never_passed_by_requests_under_way():
       reserved = await purse.reserve(limits, b"", 30)
       await asyncio.sleep(0.001 * (number % 3))
       used.append(random.Random(number).randrange(31))
-      await purse.settle(reserved, Reply("", "stop", 0, used[-1]))
+      purse.settle(reserved, Reply("", "stop", 0, used[-1]))
 
     found = await asyncio.gather(*map(one, range(40)), return_exceptions=True)
     assert {type(each) for each in found} == {type(None), budget.UsedUp}
@@ -287,11 +287,57 @@ def test_how_long_to_wait():
     (["in the year 1889"], "1889", "overlap", (0.0, None)),
     (["year 1889"], "1889", "overlap", (1.0, "year 1889")),
     (["..."], "!", "text", (0.0, None)),
+    (["#### 3"], "#### 3/4", "number", (0.0, None)),
+    (["0.75", r"\boxed{\frac{3}{4}}"], "3/4", "number", (1.0, "0.75")),
+    (["10^3", "10³"], "#### 10", "number", (0.0, None)),
   ],
 )
 def test_agreement(answers, right, compare, expected):
   found = agreement.judge(answers, right, *agreement.comparison(compare))
   assert (found.share, found.chosen) == expected
+
+
+@pytest.mark.parametrize(
+  ("a", "b"),
+  [("1.5 million", "15 million"), ("-5", "5"), ("−5", "5"), ("3:1", "31"), ("3.5 m", "35 m")]
+)  # fmt: skip
+@pytest.mark.parametrize("compare", ["text", "overlap", "number"])
+def test_other_numbers_never_agree(a, b, compare):
+  form, agrees = agreement.comparison(compare, min_overlap=0.01)
+  assert agrees(form(a), form(a))
+  assert not agrees(form(a), form(b))
+  assert not agrees(form(b), form(a))
+
+
+@pytest.mark.parametrize(
+  ("a", "b", "alike"),
+  [
+    ("on 5 May 1889", "on 6 May 1889", False),
+    ("on 5 May 1889", "May 1889", True),
+    ("it isn’t allowed there", "it is allowed there", False),
+    ("it is not allowed", "it isn't allowed", True),
+    ("“Gustave Eiffel”", "Gustave Eiffel", True),
+    ("巴黎铁塔", "巴黎的铁塔", True),
+    ("हिन्दी", "हिन्द", False),  # vowels that stand for themselves are no punctuation
+  ],
+)
+def test_words_that_are_shared(a, b, alike):
+  form, agrees = agreement.comparison("overlap", min_overlap=0.5)
+  assert agrees(form(a), form(b)) == agrees(form(b), form(a)) == alike
+
+
+@hypothesis.given(
+  st.fractions(max_denominator=999), st.sampled_from(["", "x = 7, so ", "#### "])
+)
+def test_quantities_are_read_back(value, before):
+  assert agreement.quantity(f"{before}{value}") == value
+  assert agreement.quantity(f"{before}{value} apples.") == value
+
+
+@hypothesis.given(st.text("0123456789.,/-−^e $#* {}\\frac", max_size=60))
+def test_quantities_of_any_text(text):
+  value = agreement.quantity(text)
+  assert value is None or any(map(str.isdigit, text))
 
 
 def test_agreement_as_an_operator(kit, tmp_path):
