@@ -11,6 +11,12 @@ it weighs tasks against each other, for all of them at once; `right_data.md` and
 `right_data.json` in the workdir say after each seed how much of that is relevant. A TF-IDF
 match of the texts, DSIR and a random tenth stand beside.
 
+`--online=all`, or some of the names in `jdc/recipes/right_data_methods.py`, adds methods that
+choose while they train: each continues the model, is offered `--offered` rows of the pool, and
+the table of examples that its run writes tells which of these it chose. `right_data_online.md`
+and `.json` set the shares of these beside those of all that were offered. `rho_loss` compares
+with a model of rows outside of the pool, and needs `--rows`.
+
 No selection can read `source`: runs see a copy of the texts. Stopped, the same command
 continues; a selection is made again where its config or data have changed. A change of the code
 is not seen: remove `seed-*/picked` then. `--rows=N` takes a part of the pool, and says how long
@@ -21,18 +27,17 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
 from absl import app, flags
 
-from jdc.data import dsir, tfidf
 from jdc.models.decoder_config import DecoderConfig
-from jdc.policies import selection
-from jdc.recipes import right_data, runs
-from jdc.recipes.right_data import Method, Staged
+from jdc.recipes import right_data, right_data_methods, right_data_online, runs
+from jdc.recipes.right_data import Staged
 from jdc.report import right_data as report
+from jdc.report import right_data_online as online_report
 from jdc.train import command, process
 from jdc.train import config as c
 from jdc.train.config import TrainConfig
@@ -41,50 +46,17 @@ DATA = flags.DEFINE_string("data", None, "Pool, targets and relevance.", require
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is kept.", required=True)
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "A model and all selections for each.")
 TARGETS = flags.DEFINE_list("targets", ["gsm8k", "humaneval"], "Tasks.")
-METHODS = flags.DEFINE_list("methods", [], "Some of the methods; empty: all.")
+METHODS = flags.DEFINE_list(
+  "methods", [], "That pick from the pool; empty: all, or none where --online names some."
+)
+ONLINE = flags.DEFINE_list("online", [], "Methods that choose while they train, or `all`.")
+OFFERED = flags.DEFINE_integer("offered", 512, "Rows that each of these chooses from.")
 ROWS = flags.DEFINE_integer("rows", 0, "Rows of the pool; 0: all.", lower_bound=0)
 PASSES = flags.DEFINE_float("passes", 3.0, "Passes over the pool in training.")
 TINY = flags.DEFINE_bool("tiny", False, "A model of some thousand parameters, to try things.")
 
-ONE_IN = 10  # rows of the pool is picked
 VOCAB_SIZE = 4096
-
-
-def methods(count: int, num_layers: int) -> dict[str, Method]:
-  """Returns the methods that pick `count` rows, by name."""
-  # Seven linear maps in each layer, 16 x 16 numbers of each.
-  kron = {"provider": "kron", "size": num_layers * 7 * 16**2}
-  top = {"provider": "kron", "size": num_layers // 2 * 7 * 16**2, "top_layers": num_layers // 2}
-  by_gradient = c.policy(selection.less, direction="gradient")
-  return {
-    "tfidf": Method(match=tfidf.likeness, tasks="any"),
-    "dsir": Method(match=_importance, draw="gumbel_top_k", tasks="any"),
-    "random": Method(c.policy(selection.random), "gumbel_top_k", False, tasks="any"),
-    "loss": Method(c.policy(selection.loss), "gumbel_top_k", targeted=False),
-    # The rows whose loss has fallen most: its window begins 0.6 % into their order.
-    "delta_loss": Method(
-      c.policy(selection.delta_loss, window=1 / ONE_IN, update_times=1000),
-      targeted=False,
-      since_first_quarter=True,
-    ),
-    "el2n": Method(c.policy(selection.el2n), targeted=False),
-    "grand": Method(c.policy(selection.grand), targeted=False, features=kron),
-    "coincide": Method(c.policy(selection.coincide, count=count), targeted=False),
-    "near": Method(c.policy(selection.near, count=count)),
-    "tsds": Method(c.policy(selection.tsds), "gumbel_top_k"),
-    "mates": Method(c.policy(selection.mates), probes=128),
-    "cluster_less": Method(c.policy(selection.cluster_less)),
-    "less_kron_top": Method(by_gradient, features=top),
-    "less_kron": Method(by_gradient, features=kron),
-    "less_gradient": Method(by_gradient),
-    "less": Method(c.policy(selection.less), tasks="any"),
-    # With one task its order is that of LESS.
-    "icons": Method(c.policy(selection.icons, share=1 / ONE_IN), tasks="all"),
-  }
-
-
-def _importance(texts: Sequence[str], target: Sequence[str]) -> np.ndarray:
-  return dsir.log_importance(dsir.hash_ngrams(texts), dsir.hash_ngrams(target))
+T = TypeVar("T")
 
 
 def config_of(staged: Staged, num_steps: int, seed: int, tiny: bool = False) -> TrainConfig:
@@ -125,46 +97,66 @@ def config_of(staged: Staged, num_steps: int, seed: int, tiny: bool = False) -> 
 
 def run(
   data: Path, workdir: Path, seeds: Sequence[int], tasks: Sequence[str], names: Sequence[str],
-  num_rows: int, passes: float, tiny: bool,
+  num_rows: int, passes: float, tiny: bool, online: Sequence[str] = (), offered: int = 512,
 ) -> str:  # fmt: skip
-  """Trains, picks and compares; returns the table."""
+  """Trains, picks and compares; returns the tables."""
   if passes <= 0:
     raise ValueError(f"--passes must be positive, got {passes}")
   begin = time.monotonic()
   staged = right_data.stage(data, workdir, tasks, num_rows, VOCAB_SIZE)
   relevance = json.loads((data / "relevance.json").read_text(encoding="utf-8"))
   report.shares([], staged.sources, relevance, "+".join(tasks))  # refuses unknown tasks
-  count = -(-len(staged.records) // ONE_IN)
-  known = methods(count, num_layers=2 if tiny else 4)
-  if unknown := [name for name in names if name not in known]:
-    raise ValueError(f"unknown methods {unknown}; known: {', '.join(known)}")
+  count = -(-len(staged.records) // right_data.ONE_IN)
+  picking = _named(right_data_methods.offline(count, 2 if tiny else 4), names, not online)
+  choosing = _named(right_data_methods.online(), online, "all" in online)
 
   # As many steps as the passes over the pool take, in four quarters.
   first = config_of(staged, 4, 0, tiny)
   num_tokens = sum(runs.read_data(first, str(workdir)).tokens.values())
   tokens_per_step = first.batch_size * (first.sequence_length + 1)
   num_steps = 4 * max(1, round(passes * num_tokens / tokens_per_step / 4))
+  reference = workdir / "reference"
+  if any(method.refers for method in choosing.values()):
+    _train(right_data_online.held_out(config_of(staged, num_steps, 0, tiny), staged), reference)
 
-  found, table = [], ""
+  found, chosen, tables = [], [], {}
   for seed in seeds:
-    base = config_of(staged, num_steps, seed, tiny)
-    folder = workdir / f"seed-{seed}"
-    if command.train(base, str(folder)).stopped != "finished":
-      raise SystemExit("stopped; the same command continues")
-    for name in names or known:
+    base, folder = config_of(staged, num_steps, seed, tiny), workdir / f"seed-{seed}"
+    _train(base, folder)
+    for name, method in picking.items():
       found += [
-        right_data.pick(name, known[name], target, base, staged, folder, count)
-        for target in known[name].targets(tasks)
+        right_data.pick(name, method, target, base, staged, folder, count)
+        for target in method.targets(tasks)
       ]
-    shutil.rmtree(folder / right_data.FEATURES, ignore_errors=True)
-    table = report.write(found, staged.sources, relevance, workdir)
+    for name, in_run in choosing.items():
+      chosen += right_data_online.choose(
+        name, in_run, tasks, base, staged, folder, offered, reference
+      )
+    if found:
+      shutil.rmtree(folder / right_data.FEATURES, ignore_errors=True)
+      tables["picked"] = report.write(found, staged.sources, relevance, workdir)
+    if chosen:
+      tables["chosen"] = online_report.write(chosen, staged.sources, relevance, workdir)
   hours, share = (time.monotonic() - begin) / 3600, len(staged.records) / staged.num_rows
   print(
     f"{len(seeds)} seeds of {num_steps} steps on {share:.0%} of the pool: {hours:.2f} h now"
   )
-  if share < 1:
+  if share < 1 and not choosing:
     print(f"at most {hours / share:.1f} h on the whole pool, since compilation takes no longer")
-  return table
+  return "\n\n".join(tables.values())
+
+
+def _named(known: Mapping[str, T], names: Sequence[str], everything: bool) -> dict[str, T]:
+  """Returns the methods of some names; without any all or none of them."""
+  names = [name for name in names if name != "all"]
+  if unknown := [name for name in names if name not in known]:
+    raise ValueError(f"unknown methods {unknown}; known: {', '.join(known)}")
+  return {name: known[name] for name in names or (known if everything else ())}
+
+
+def _train(config: TrainConfig, folder: Path) -> None:
+  if command.train(config, str(folder)).stopped != "finished":
+    raise SystemExit("stopped; the same command continues")
 
 
 def main(argv: list[str]) -> None:
@@ -173,7 +165,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   table = run(
     Path(DATA.value), Path(WORKDIR.value), [int(seed) for seed in SEEDS.value], TARGETS.value,
-    METHODS.value, ROWS.value, PASSES.value, TINY.value,
+    METHODS.value, ROWS.value, PASSES.value, TINY.value, ONLINE.value, OFFERED.value,
   )  # fmt: skip
   print(table)
 

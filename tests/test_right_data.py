@@ -1,5 +1,6 @@
 """Right data found: its measures, the TF-IDF baseline, and the script on made-up data."""
 
+import dataclasses
 import gzip
 import json
 import math
@@ -11,13 +12,20 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from jdc.data import tfidf
+from jdc.metrics import read_decisions
 from jdc.policies import selection
+from jdc.recipes import right_data_methods, right_data_online
 from jdc.recipes.right_data import Method, draw, spared, stage
+from jdc.recipes.right_data_reward import word_f1
 from jdc.report import right_data
+from jdc.report import right_data_online as online_report
 from jdc.report.right_data import Picked
+from jdc.report.right_data_online import Chosen
+from jdc.train import config as c
 from jdc.train.cost import Cost
 
 ROOT = Path(__file__).parents[1]
@@ -180,6 +188,86 @@ def data(tmp_path_factory):
   return folder
 
 
+def write_examples(folder, rows):
+  """A table of examples as a run writes it, of lines in any order."""
+  import pyarrow as pa
+
+  folder.mkdir()
+  pq.write_table(pa.Table.from_pylist(rows), folder / "examples.parquet")
+
+
+def example(line, **known):
+  none = {"step_first": None, "times_offered": 0, "times_selected": 0, "logit": None}
+  return {"source": f"pool.train.jsonl:{line + 1}", "weight_sum": 0.0} | none | known
+
+
+def test_a_run_s_table_tells_what_it_chose(tmp_path):
+  rng = np.random.default_rng(0)
+  lines = rng.permutation(60).tolist()
+  offered, kept = set(lines[:32]), set(lines[5:20])
+  rows = [
+    example(x, times_offered=int(x in offered), times_selected=int(x in kept))
+    for x in range(60)
+  ]
+  write_examples(tmp_path / "kept", rows)
+  found = right_data_online.chosen(tmp_path / "kept", "kept", 4)
+  assert found == (tuple(sorted(kept)), tuple(sorted(offered)))
+
+  # Of the rows of steps 1 to 4: row 5 is seen after them, row 6 never, both are the highest.
+  value = dict(zip(range(60), rng.permutation(60).astype(float).tolist(), strict=True))
+  value |= {5: 99.0, 6: 98.0}
+  first = {x: 1 + x % 4 for x in range(60)} | {5: 5, 6: None}
+  for name, column in (("logit", "logit"), ("weight", "weight_sum")):
+    rows = [example(x, step_first=first[x], **{column: value[x]}) for x in lines]
+    write_examples(tmp_path / name, rows)
+    best, of = right_data_online.chosen(tmp_path / name, name, 4)
+    assert of == tuple(x for x in range(60) if x not in (5, 6))
+    assert set(best) == set(sorted(of, key=lambda x: -value[x])[:6])
+
+  rows = [
+    example(x, step_first=first[x], times_offered=2, times_selected=2 - (x % 3 == 0))
+    for x in lines
+  ]
+  write_examples(tmp_path / "pruned", rows)
+  pruned, of = right_data_online.chosen(tmp_path / "pruned", "pruned", 4)
+  assert pruned == tuple(x for x in of if x % 3 == 0)
+
+
+def test_what_was_chosen_stands_beside_what_was_offered():
+  def chosen(rows, offered, seed=0, target="sums"):
+    return Chosen("m", "kept", target, seed, tuple(rows), tuple(offered), 8.0, 2.0 * seed)
+
+  found = [chosen([0, 1], range(4)), chosen([0, 5], range(8), seed=1)]
+  (line,) = online_report.tables(found, SOURCES, RELEVANCE)["sums"]
+  assert (line.num_seeds, line.num_rows, line.num_offered) == (2, 2, 6)
+  assert (line.relevant.mean, line.relevant_offered) == (0.75, 0.25)
+  assert (line.noise.mean, line.noise_offered) == (0.25, 0.25)
+  assert (line.forward_rows, line.backward_rows) == (8, 1)
+  text = online_report.markdown(
+    [*found, chosen([2], [2, 3], target="code")], SOURCES, RELEVANCE
+  )
+  assert text.startswith("Target sums:")
+  assert (
+    "| m | kept of candidates | 1 | 2 | 1.000 | 0.500 | 0.000 | 0.000 | 1 | 8 | 0 |" in text
+  )
+  content = json.loads(json.dumps(online_report.as_json(found, SOURCES, RELEVANCE)))
+  assert content["sums"][1]["chosen_by_source"] == {"algebra": 2}
+  with pytest.raises(ValueError, match="m, seed 0: rows were chosen that were not offered"):
+    online_report.tables([chosen([7], [1, 2])], SOURCES, RELEVANCE)
+
+
+def test_rows_offered_fill_steps(tmp_path):
+  base = c.TrainConfig(batch_size=8)
+  for name, offered, steps in (("uds", 64, 2), ("infobatch", 64, 9), ("in_run_shapley", 8, 2)):
+    method = right_data_methods.online()[name]
+    run = right_data_online.run_config(method, base, tmp_path, offered, tmp_path, tmp_path)
+    assert run.num_steps == steps
+  uds = right_data_methods.online()["uds"]
+  for offered in (0, 8, 40):
+    with pytest.raises(ValueError, match=f"multiple of 32, those of a step, got {offered}"):
+      right_data_online.run_config(uds, base, tmp_path, offered, tmp_path, tmp_path)
+
+
 @pytest.mark.slow
 def test_the_script_finds_the_right_sources_and_repeats_nothing(data, tmp_path):
   def launch(*more):
@@ -190,8 +278,8 @@ def test_the_script_finds_the_right_sources_and_repeats_nothing(data, tmp_path):
       timeout=600, check=False,
     )  # fmt: skip
 
-  chosen = "--methods=tfidf,random,less_kron,icons"
-  done = launch(chosen)
+  chosen = "--methods=tfidf,random,less_kron,icons", "--online=greats", "--offered=32"
+  done = launch(*chosen)
   assert done.returncode == 0, done.stderr
   content = json.loads((tmp_path / "run/right_data.json").read_text())
   assert content.keys() == {"fruit", "colour", "fruit+colour"}
@@ -212,6 +300,24 @@ def test_the_script_finds_the_right_sources_and_repeats_nothing(data, tmp_path):
   staged = (tmp_path / "run/data/pool.train.jsonl").read_text().splitlines()
   assert len(staged) == 60
   assert all(json.loads(line).keys() == {"instruction", "input", "output"} for line in staged)
+
+  # Of 32 candidates a step keeps the 8 that help its target; the log of what was trained, in
+  # which a row is told by its words, has the same ones.
+  words = {"fruit": {"fig", "plum"}, "colour": {"red", "blue"}}
+  content = json.loads((tmp_path / "run/right_data_online.json").read_text())
+  for task in ("fruit", "colour"):
+    (greats,) = content[task]
+    folder = tmp_path / f"run/seed-0/online/{task}/greats"
+    table = pq.read_table(folder / "examples.parquet", columns=["example_id", "source"])
+    line = {x["example_id"]: int(x["source"].split(":")[1]) - 1 for x in table.to_pylist()}
+    trained = [line[row] for row in read_decisions(folder).ids_SxB.ravel().tolist()]
+    assert sorted(greats["rows"]) == sorted(trained)
+    assert (len(trained), len(greats["offered"])) == (8, 32)
+    helps = [
+      bool({*json.loads(staged[row])["output"].split()} & words[task]) for row in trained
+    ]
+    assert greats["chosen_shares"]["relevant"] == np.mean(helps) >= 0.9
+    assert greats["offered_shares"]["relevant"] < 0.5
 
   # The run is one whose projections can be compared with exact gradients.
   output = tmp_path / "fidelity.json"
@@ -237,16 +343,35 @@ def test_the_script_finds_the_right_sources_and_repeats_nothing(data, tmp_path):
   files = sorted((tmp_path / "run").glob("seed-*/picked/*/*.json"))
   assert len(files) == 2 * 2 + 2 + 1  # a random tenth is the same for all targets
   before = {path: path.stat().st_mtime_ns for path in files}
-  files[0].unlink()
-  assert launch(chosen).returncode == 0
+  removed = next(path for path in files if path.stem == "tfidf")
+  removed.unlink()
+  assert launch(*chosen).returncode == 0
   after = {path: path.stat().st_mtime_ns for path in files}
-  assert [path for path in files if before[path] != after[path]] == files[:1]
+  assert [path for path in files if before[path] != after[path]] == [removed]
   with pytest.raises(ValueError, match="is of other data, choose another workdir"):
     stage(data, tmp_path / "run", ["fruit"], 30, 4096)
   with pytest.raises(ValueError, match=r"has no target_TASK\.dev\.jsonl\.gz for shape"):
     stage(data, tmp_path / "run", ["fruit", "shape"], 0, 4096)
 
 
-def test_embeddings_that_were_read_spare_no_backward_pass():
-  assert spared(selection.tsds(), 5) == Cost(5, 0)
-  assert spared(selection.less(), 5) == Cost(5, 5)
+def test_features_that_were_read_spare_their_own_passes():
+  config = c.TrainConfig()
+  assert spared(config, selection.tsds(), 5) == Cost(5, 0)
+  assert spared(config, selection.less(), 5) == Cost(5, 5)
+  along = c.FeaturesConfig(provider="directional", size=3, microbatch_size=2)
+  config = dataclasses.replace(config, features=along)
+  assert spared(config, selection.zeroth_order(), 5) == Cost(5 * (2 * 3 + 2), 0)
+
+
+def test_the_reward_counts_common_words():
+  rng = np.random.default_rng(0)
+  for _ in range(50):
+    said, right = (list(rng.choice(["a", "b", "7", "."], rng.integers(0, 9))) for _ in "ab")
+    left, common = list(right), 0
+    for word in said:
+      if word in left:
+        left.remove(word)
+        common += 1
+    total = len(said) + len(right)
+    expected = 1.0 if not total else 2 * common / total
+    assert word_f1("", " ".join(said), " ".join(right)) == pytest.approx(expected)

@@ -20,16 +20,21 @@ from jdc.policies import sampling
 from jdc.policies.base import DataPolicy
 from jdc.recipes import runs
 from jdc.report.right_data import Picked
+from jdc.stats.gradients import passes
 from jdc.train import command, kept_features, offline
 from jdc.train import config as c
 from jdc.train.config import TrainConfig
 from jdc.train.cost import Cost
-from jdc.train.features import FIELDS
+from jdc.train.features import FIELDS, options
 
+ONE_IN = 10  # rows is picked
 END = "<|end|>"  # of a response
 TEXTS = ("instruction", "input", "output")
+HELD_OUT = (
+  "held_out"  # folder of rows that nothing picks from, as many as the pool or what is left
+)
 FEATURES = "features"  # folder of the gradients that are kept, gigabytes of them
-_UNTARGETED = "untargeted"
+UNTARGETED = "untargeted"
 _LOG = logging.getLogger("jdc")
 
 
@@ -41,6 +46,7 @@ class Method(NamedTuple):
   targeted: bool = True
   tasks: str = "one"  # for each task by itself; "all" at once; "any": both
   features: Mapping[str, Any] = {}  # fields of `FeaturesConfig`
+  responses: Mapping[str, Any] = {}  # fields of `ResponsesConfig`, where it observes rewards
   since_first_quarter: bool = False  # also sees the checkpoint after a quarter of the steps
   probes: int = 0  # rows that a step is tried on, where it observes these
   # (texts of the pool, texts of the target) -> f64[N], the larger the better
@@ -86,7 +92,8 @@ def stage(
     ValueError: naming tasks without a file, or a copy of other data.
   """
   pool = _read(data / "pool.jsonl.gz")
-  order = np.random.default_rng(0).permutation(len(pool))[: num_rows or None]
+  order = np.random.default_rng(0).permutation(len(pool))
+  order, others = order[: num_rows or None], order[num_rows or None :][:num_rows]
   records = [_texts(pool[row]) for row in order]
   targets = {
     path.name.removeprefix("target_").removesuffix(".dev.jsonl.gz"): [*map(_texts, _read(path))]
@@ -99,6 +106,9 @@ def stage(
     # The loss on these tells how far the model has come; nothing is chosen by it.
     "data/pool.val.jsonl": [record for dev in targets.values() for record in dev],
   }
+  if rest := [_texts(pool[row]) for row in others]:
+    files[f"{HELD_OUT}/pool.train.jsonl"] = rest
+    files[f"{HELD_OUT}/pool.val.jsonl"] = files["data/pool.val.jsonl"]
   for target in (*tasks, "+".join(tasks)):
     files |= {f"targets/{target}/{task}.jsonl": targets[task] for task in target.split("+")}
   for name, lines in files.items():
@@ -166,7 +176,7 @@ def pick(
     folder: of that run; receives the file.
     count: rows to pick; fewer where fewer may be drawn.
   """
-  own = target if method.targeted else _UNTARGETED
+  own = target if method.targeted else UNTARGETED
   path = folder / "picked" / own / f"{name}.json"
   config = _scoring(method, target, base, staged)
   key = _key(config, method, target, staged, count)
@@ -229,6 +239,8 @@ def _scoring(method: Method, target: str, base: TrainConfig, staged: Staged) -> 
     "plan": c.PlanConfig(draw=method.draw, sweep_batch_size=base.batch_size),
     "features": c.FeaturesConfig(**{"size": 8192} | dict(method.features)),
   }
+  if method.responses:
+    changes["responses"] = c.ResponsesConfig(**method.responses)
   if method.probes:
     changes["probe"] = c.ProbeConfig(rows=-(-method.probes // 2))  # of each half
   if method.targeted:
@@ -255,11 +267,13 @@ def _score(
   scored = offline.score(built, workdir, str(folder / "checkpoints"), steps, kept)
   (table,) = (domain.train for domain in built.domains.values())
   lines = [int(table.where(row).rpartition(":")[2]) - 1 for row in range(len(table))]
-  cost = scored.cost.plus(spared(policy, scored.rows_read))
+  cost = scored.cost.plus(spared(config, policy, scored.rows_read))
   return scored.columns["score"], np.array(lines), (cost.forward, cost.backward)
 
 
-def spared(policy: DataPolicy, rows: int) -> Cost:
+def spared(config: TrainConfig, policy: DataPolicy, rows: int) -> Cost:
   """Returns the passes over so many rows whose features were read and not computed."""
-  needs_gradients = (policy.observes | policy.observes_pool) & FIELDS
-  return Cost(rows, rows if needs_gradients else 0)
+  if not (policy.observes | policy.observes_pool) & FIELDS:
+    return Cost(rows, 0)
+  forward, backward = passes(options(config))
+  return Cost(rows * forward, rows * backward)

@@ -160,7 +160,9 @@ def markdown(
     by_task = [f"{chance.by_task[task]:.3f}" for task in tasks]
     rows.append(["chance", f"{chance.relevant:.3f}", *by_task, f"{chance.noise:.3f}", *empty])
     parts.append(
-      "\n".join([f"Target {target.replace('+', ' and ')}:", ""] + [_row(r) for r in rows])
+      "\n".join(
+        [f"Target {target.replace('+', ' and ')}:", ""] + [table_row(cells) for cells in rows]
+      )
     )
   return "\n\n".join(parts)
 
@@ -168,9 +170,9 @@ def markdown(
 def _cells(line: Line, tasks: Sequence[str]) -> list[str]:
   return [
     line.method,
-    _shown(line.relevant),
-    *(_shown(line.by_task[task]) for task in tasks),
-    _shown(line.noise),
+    shown(line.relevant),
+    *(shown(line.by_task[task]) for task in tasks),
+    shown(line.noise),
     f"{line.num_rows:.0f}",
     str(line.num_seeds),
     f"{line.seconds:.0f} s",
@@ -179,13 +181,15 @@ def _cells(line: Line, tasks: Sequence[str]) -> list[str]:
   ]
 
 
-def _shown(value: Interval) -> str:
+def shown(value: Interval) -> str:
+  """Returns a mean and, of several seeds, its interval."""
   if math.isnan(value.low):
     return f"{value.mean:.3f}"
   return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
 
 
-def _row(cells: Sequence[str]) -> str:
+def table_row(cells: Sequence[str]) -> str:
+  """Returns a line of a Markdown table."""
   return "| " + " | ".join(cells) + " |"
 
 
@@ -200,7 +204,7 @@ def as_json(
       "chance": chance._asdict(),
       "methods": [_plain(line) for line in lines],
       "sources": [
-        {"method": one.method, "seed": one.seed, "rows": _by_source(one.rows, sources)}
+        {"method": one.method, "seed": one.seed, "rows": by_source(one.rows, sources)}
         for one in found
         if one.target == target
       ],
@@ -216,6 +220,7 @@ def _plain(line: Line) -> dict[str, Any]:
   return line._asdict() | shown
 
 
-def _by_source(rows: Sequence[int], sources: Sequence[str]) -> dict[str, int]:
+def by_source(rows: Sequence[int], sources: Sequence[str]) -> dict[str, int]:
+  """Returns how many of some rows are of each source."""
   names, counts = np.unique([sources[row] for row in rows], return_counts=True)
   return dict(zip(names.tolist(), counts.tolist(), strict=True))
