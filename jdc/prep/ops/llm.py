@@ -109,7 +109,8 @@ def answers_agree(batch: pa.RecordBatch, params: AnswersAgree) -> pa.RecordBatch
 
   Answers agree as texts without case, punctuation and articles, as the numbers that they end
   with (after "####" if that is there), or by the words that they share. Documents without the
-  fields, or whose answers none agree with what they are chosen by, are dropped.
+  fields, or whose answers none agree with what they are chosen by, are dropped. Words that are
+  shared do not make answers agree that have other numbers, or of which one has a negation.
   """
   from jdc.prep.llm import agreement
   from jdc.prep.readers.jsonl import dump

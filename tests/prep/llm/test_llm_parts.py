@@ -326,15 +326,13 @@ def test_words_that_are_shared(a, b, alike):
   assert agrees(form(a), form(b)) == agrees(form(b), form(a)) == alike
 
 
-@hypothesis.given(
-  st.fractions(max_denominator=999), st.sampled_from(["", "x = 7, so ", "#### "])
-)
+@given(st.fractions(max_denominator=999), st.sampled_from(["", "x = 7, so ", "#### "]))
 def test_quantities_are_read_back(value, before):
   assert agreement.quantity(f"{before}{value}") == value
   assert agreement.quantity(f"{before}{value} apples.") == value
 
 
-@hypothesis.given(st.text("0123456789.,/-−^e $#* {}\\frac", max_size=60))
+@given(st.text("0123456789.,/-−^e $#* {}\\frac", max_size=60))
 def test_quantities_of_any_text(text):
   value = agreement.quantity(text)
   assert value is None or any(map(str.isdigit, text))
