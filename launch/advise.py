@@ -12,7 +12,6 @@ domain a share and an interval. `advice.json` has them, `advice.flags` the flag 
 `launch/train.py`. The same command goes on where it was stopped.
 """
 
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from jdc.recipes import advice, regmix
+from jdc.recipes import advice, regmix, runs
 from jdc.train import command, process
 from jdc.train import config as config_lib
 
@@ -48,7 +47,7 @@ def main(argv: list[str]) -> int:
     config_lib.from_config_dict(PARTS[name].value) for name in ("proxy", "target")
   )
   if DATA.value:
-    proxy, target = (dataclasses.replace(run, data=DATA.value) for run in (proxy, target))
+    proxy, target = (runs.on_data(run, DATA.value) for run in (proxy, target))
   found = advice.advise(
     search, proxy, target, WORKDIR.value, command.train,
     profile=PROFILE.value or None, resamples=RESAMPLES.value,

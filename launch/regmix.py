@@ -12,7 +12,6 @@ stopped; finished proxies are not trained again. The workdir holds `proxies/`, `
 held out of it, and the mixture) and `target/`.
 """
 
-import dataclasses
 import os
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from jdc.recipes import regmix
+from jdc.recipes import regmix, runs
 from jdc.report import summary
 from jdc.train import command, process
 from jdc.train import config as config_lib
@@ -47,7 +46,7 @@ def main(argv: list[str]) -> None:
     config_lib.from_config_dict(PARTS[name].value) for name in ("proxy", "target")
   )
   if DATA.value:
-    proxy, target = (dataclasses.replace(run, data=DATA.value) for run in (proxy, target))
+    proxy, target = (runs.on_data(run, DATA.value) for run in (proxy, target))
   outcome = regmix.run(search, proxy, target, WORKDIR.value, command.train)
   if jax.process_index() != 0:
     return

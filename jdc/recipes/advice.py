@@ -107,7 +107,7 @@ def advise(
   by_name = lambda values: dict(zip(names, map(float, values), strict=True))
   advice = Advice(
     by_name(chosen), by_name(low), by_name(high), by_name(size),
-    float("nan") if r2 is None else r2, _flags(chosen),
+    float("nan") if r2 is None else r2, _flags(chosen, target),
   )  # fmt: skip
   content: dict[str, Any] = advice._asdict() | {"held_out_r2": r2, "resamples": resamples}
   content |= {"profile": told, "regmix_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
@@ -155,8 +155,11 @@ def _resampled(
   )
 
 
-def _flags(proportions: np.ndarray) -> str:
-  return "--config.mixture.proportions=" + ",".join(f"{p:.6f}" for p in proportions)
+def _flags(proportions: np.ndarray, target: TrainConfig) -> str:
+  shares = ",".join(f"{p:.6f}" for p in proportions)
+  # As the runs that were made: a config file's own share would not be that of token shards.
+  fraction = f"--config.corpus.target_fraction={target.corpus.target_fraction:g}"
+  return f"--config.mixture.proportions={shares} {fraction}"
 
 
 def _profiled(path: str | Path | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jdc.data import token_shards
 from jdc.policies import mixture
 from jdc.train import checks, corpus, model_parts, process, setup, sharding
 from jdc.train.config import TrainConfig, build_policies, collect, policy, to_json
@@ -51,6 +52,14 @@ def read_data(config: TrainConfig, workdir: str) -> Data:
     num_examples=sum(len(domain.train) for domain in domains.values()),
     fingerprints=setup.fingerprints(domains),
   )
+
+
+def on_data(config: TrainConfig, data: str) -> TrainConfig:
+  """Returns the config of a run on other data; token shards bring their target split."""
+  found = config.corpus
+  if token_shards.is_folder(Path(data).expanduser()):
+    found = dataclasses.replace(found, target_fraction=0.0)
+  return dataclasses.replace(config, data=data, corpus=found)
 
 
 def on_mixture(config: TrainConfig, proportions: Sequence[float]) -> TrainConfig:

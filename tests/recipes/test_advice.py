@@ -41,8 +41,10 @@ def test_the_planted_optimum_is_advised_and_certain(config, data, fake_train, tm
   assert written["proportions"] == found.proportions
   digest = hashlib.sha256((tmp_path / "regmix.json").read_bytes()).hexdigest()
   assert written["regmix_sha256"] == digest
-  name, _, values = (tmp_path / "advice.flags").read_text().strip().partition("=")
+  shares, fraction = (tmp_path / "advice.flags").read_text().split()
+  name, _, values = shares.partition("=")
   assert name == "--config.mixture.proportions"
+  assert fraction == "--config.corpus.target_fraction=0.1"  # that of the proxies' corpus
   given = [float(value) for value in values.split(",")]
   np.testing.assert_allclose(given, list(found.proportions.values()), atol=1e-6)
 

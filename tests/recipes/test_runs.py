@@ -8,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 
+from jdc.data import token_manifest
 from jdc.policies import mixture, weighting
 from jdc.recipes import runs
 from jdc.train import process, sharding
@@ -195,3 +196,15 @@ def test_stages_must_share_data_held_out_documents_and_text(config):
     "the runs must share corpus.text_field, got {'proxy': 'text', 'target': 'body'}",
     "the runs must share corpus.target_fraction, got {'proxy': 0.1, 'target': 0.0}",
   ]
+
+
+def test_token_shards_bring_their_own_target_split(config, tmp_path):
+  """A config file's share for it would be refused, since their rows are made already."""
+  (tmp_path / "texts").mkdir()
+  shards = tmp_path / "shards"
+  shards.mkdir()
+  (shards / token_manifest.FILE).write_text("{}")
+  assert runs.on_data(config, str(shards)).corpus.target_fraction == 0
+  other = runs.on_data(config, str(tmp_path / "texts"))
+  assert other.corpus.target_fraction == config.corpus.target_fraction == 0.1
+  assert other.data == str(tmp_path / "texts")
