@@ -67,7 +67,8 @@ class Trial:
   """
 
   def __init__(self, folder: Path, table: pa.Table, spec: InputSpec, root: Path):
-    self._folder, self._root, self._column = folder, root, spec.text_column
+    # Files of steps start at the plan's folder, trials run in another.
+    self._folder, self._root, self._column = folder, root.absolute(), spec.text_column
     self.size = table.num_rows
     self._places: dict[Place, int] = {}
     self._paths: list[str] = []

@@ -4,6 +4,7 @@
 |---|---|
 | keep at least, at most x % | `kept_rate` in these bounds |
 | nothing of the kind | `kept_rate` >= 0.1: RefinedWeb kept 11.67 % of its documents |
+| a budget, and nothing of the kind | no `kept_rate`: how much is kept is the budget's |
 | no duplicates | no exact ones; of near ones 1 % in a sample; planted copies collapse |
 | no personal data | none that `mask_pii` finds; planted pieces are masked |
 | languages | 99 % are identified as one of them |
@@ -65,7 +66,9 @@ def expectations(goal: Goal) -> dict[str, Expectation]:
   (0.3, 0.01)
   """
   kept = {k: v for wish in goal.all("kept_rate") for k, v in wish.args.items()}
-  found = {"kept_rate": Expectation(min=kept.get("min", KEPT), max=kept.get("max"))}
+  found: dict[str, Expectation] = {}
+  if kept or not goal.find("budget"):
+    found["kept_rate"] = Expectation(min=kept.get("min", KEPT), max=kept.get("max"))
   kinds = {canary.kind for canary in planted(goal)}
   near, exact = goal.find("dedup", "near_dedup"), goal.find("dedup", "exact_dedup")
   if near or exact:

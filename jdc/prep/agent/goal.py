@@ -5,10 +5,31 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from jdc.prep.agent import lexicon
+from jdc.prep.agent import lexicon, pattern
+from jdc.prep.agent import lexicon_amounts as amounts
 
-_NEAR = 24  # characters before a match in which a negation counts for it
+_NEAR, _FAR = 24, 48  # characters before a match in which negations, removals count for it
 _CLAUSE = re.compile("[,.;:!?()\n，。；：！？、]")
+_SENTENCE = re.compile("[.;!?\n。；！？]")
+_FROM = re.compile(r"\bfrom\b")  # what is removed from something stands before that
+_JOINED = re.compile(r"\s*(?:or|nor|and|或者?|和|及)\s*")
+_DOCUMENTS = re.compile(
+  r"\b(?:documents?|records?|pages?|texts?)\b|文档|记录|网页|文本", re.ASCII
+)
+_OF_DOCUMENTS = re.compile("的(?:文档|记录|网页|文本)")
+# Wishes that are served by changing texts: to drop the documents is another one.
+_REPAIRS = (
+  "pii",
+  "html",
+  "urls",
+  "citations",
+  "whitespace",
+  "encoding",
+  "furniture",
+  "symbols",
+)
+# Unwanted where something says so, but also what a whole corpus may consist of.
+_SUBJECTS = ("code", "short")
 
 
 class Intent(NamedTuple):
@@ -69,7 +90,7 @@ def read(text: str) -> Goal:
     text: English, Chinese or both.
 
   Raises:
-    ValueError: if there are no words in it.
+    ValueError: if there are no words in it, or numbers that cannot hold.
 
   Example:
     >>> goal = read("clean English text without duplicates, keep at least 30 %, rhymed")
@@ -84,40 +105,77 @@ def read(text: str) -> Goal:
   if not re.search(r"\w", plain):
     raise ValueError(f"goal {text!r}: holds no words")
   left = list(plain)
-  found: list[tuple[int, Intent]] = []
-  doubts: list[str] = []
-  for start, end, intent in _matches(plain, left):
-    left[start:end] = "\0" * (end - start)
-    found.append((start, intent))
+  found: list[_Found] = []
+  for held in _matches(plain, left):
+    left[held.start : held.end] = "\0" * (held.end - held.start)
+    found.append(held)
   rest = "".join(left)
-  kept = []
-  for start, intent in sorted(found, key=lambda pair: pair[0]):
-    negation = _negation(rest, start)
-    if negation:
-      doubts.append(f"{negation!r} before {intent.words!r}: not acted on")
+  kept, doubts, before = [], [], None
+  for held in sorted(found, key=lambda match: match.start):
+    why = _refusal(held, before, plain, rest)
+    if why:
+      doubts.append(f"{why}: not acted on")
     else:
-      kept.append(intent)
+      kept.append(held.intent)
+    before = held._replace(away=held.away or bool(why))
   for name in dict.fromkeys(i.capability for i in kept):
     both = [i.words for i in kept if i.capability == name]
     if len({i.off for i in kept if i.capability == name}) == 2:
       doubts.append(f"{' and '.join(map(repr, both))} contradict each other: not acted on")
       kept = [i for i in kept if i.capability != name]
+  amounts.check(kept)
   return Goal(text, tuple(kept), tuple(_unknown(rest)), tuple(doubts))
 
 
-def _matches(plain: str, left: list[str]) -> Iterator[tuple[int, int, Intent]]:
-  for pattern in lexicon.PATTERNS:
-    for match in list(pattern.regex.finditer("".join(left))):
-      off = pattern.thing and bool(match["stay"])
+class _Found(NamedTuple):
+  """A match of a pattern."""
+
+  start: int
+  end: int
+  intent: Intent
+  thing: bool
+  away: bool  # words of removal are part of it
+  stay: bool
+
+
+def _matches(plain: str, left: list[str]) -> Iterator[_Found]:
+  for held in lexicon.PATTERNS:
+    for match in list(held.regex.finditer("".join(left))):
+      away, stay = (held.thing and bool(match[name]) for name in ("away", "stay"))
       words = plain[match.start() : match.end()].strip()
-      yield *match.span(), Intent(pattern.capability, words, off, dict(pattern.read(match)))
+      # Of what is done, such as deduplication, "no" says to leave it.
+      off = away if held.thing and pattern.ACTIONS.search(words) else stay
+      intent = Intent(held.capability, words, off, dict(held.read(match)))
+      yield _Found(*match.span(), intent, held.thing, away, stay)
 
 
-def _negation(rest: str, start: int) -> str:
-  """Returns a negation that was not understood just before a match, in its clause."""
-  before = _CLAUSE.split(rest[max(0, start - _NEAR) : start])[-1]
-  matches = list(lexicon.NEGATIONS.finditer(before))
-  return matches[-1][0] if matches else ""
+def _refusal(held: _Found, before: _Found | None, plain: str, rest: str) -> str:
+  """Returns why a wish may mean its opposite, by the words around it that nothing matched."""
+  words, start = held.intent.words, held.start
+  near = _CLAUSE.split(rest[max(0, start - _NEAR) : start])[-1]
+  if matches := list(lexicon.NEGATIONS.finditer(near)):
+    return f"{matches[-1][0]!r} before {words!r}"
+  far = _CLAUSE.split(rest[max(0, start - _FAR) : start])[-1]
+  own = _FROM.split(far.rpartition("\0")[2])[-1]
+  if before is not None and before.away and not held.thing:  # as in "no duplicates or French"
+    between = rest[before.end : start]
+    if _JOINED.fullmatch(between):
+      return f"{plain[before.start : start].strip()!r} before {words!r}"
+  removals = [match[0] for match in pattern.REMOVALS.finditer(own)]
+  if removals and (not held.thing or held.away or len(removals) > 1):
+    return f"{own.strip()!r} before {words!r}"
+  stays = pattern.STAYS.search(own)
+  if held.thing and not held.away and not held.stay:
+    if stays:
+      return f"{own.strip()!r} before {words!r}"
+    of_documents = _DOCUMENTS.search(own) or _OF_DOCUMENTS.match(rest[held.end :])
+    if held.intent.capability.startswith(_REPAIRS) and removals and of_documents:
+      return f"{own.strip()!r} before {words!r}, whose documents are not dropped but repaired"
+    if held.intent.capability in _SUBJECTS:
+      sentence = _SENTENCE.split(plain[:start])[-1]
+      if not pattern.REMOVALS.search(sentence):
+        return f"{words!r} without a word of removing or keeping"
+  return ""
 
 
 def _unknown(rest: str) -> list[str]:

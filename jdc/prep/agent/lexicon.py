@@ -82,10 +82,13 @@ _KINDS: tuple[Pattern, ...] = (
   ),
   Pattern(
     "clean",
-    r"clean(?:ed|ing|er)?\b|high[- ]?quality|good[- ]quality|quality\b|(?:low|bad|"
-    r"poor)[- ]quality|readable|well[- ]formed|junk|garbage|rubbish|干净的?|"
-    r"清洗(?:过的?)?|高质量的?|优质的?|低质量的?|可读的?|质量",
+    r"(?:low|bad|poor)[- ]quality|junk|garbage|rubbish|低质量的?",
     thing=True,
+  ),
+  Pattern(
+    "clean",
+    r"clean(?:ed|ing|er)?\b|high[- ]?quality|good[- ]quality|quality\b|readable|"
+    r"well[- ]formed|干净的?|清洗(?:过的?)?|高质量的?|优质的?|可读的?|质量",
   ),
   Pattern(
     "pretrain",

@@ -1,10 +1,13 @@
 """Numbers and shares as goals write them, and the patterns of goals that hold them."""
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from jdc.prep.agent.pattern import Pattern
+
+if TYPE_CHECKING:
+  from jdc.prep.agent.goal import Intent
 
 _NUMBER = r"\d[\d,]*(?:\.\d+)?"
 _PERCENT = (
@@ -49,6 +52,46 @@ def share(text: str) -> float:
   if text.startswith("百分之"):
     return round(_numeral(text[3:]) / 100, 6)
   return round(number(text) / 100, 6)
+
+
+# Of wishes that a goal has once: what their numbers must be.
+_RANGES = {
+  "kept_rate": (0.0, 1.0, "a share from 0 to 100 %"),
+  "rule_share": (0.0, 1.0, "a share from 0 to 100 %"),
+  "similarity": (1e-9, 1.0, "above 0 and at most 1"),
+  "language_score": (0.0, 1.0, "from 0 to 1"),
+}
+_ONCE = (
+  *_RANGES, "word_count", "chunk", "sequence_length", "budget", "shard_size", "seed", "tokens",
+  "format",
+)  # fmt: skip
+
+
+def check(intents: Iterable["Intent"]) -> None:
+  """Raises a ValueError that lists numbers out of range, and wishes that exclude each other."""
+  wrong = []
+  wishes = [held for held in intents if held.capability in _ONCE and not held.off]
+  for held in wishes:
+    low, high, accepted = _RANGES.get(held.capability, (0.0, float("inf"), ""))
+    numbers = [x for x in held.args.values() if isinstance(x, int | float)]
+    if any(not low <= x <= high for x in numbers):
+      wrong.append(f"{held.words!r} must be {accepted}")
+  for name in dict.fromkeys(held.capability for held in wishes):
+    same = [held for held in wishes if held.capability == name]
+    words = " and ".join(dict.fromkeys(repr(held.words) for held in same))
+    given: dict[str, Any] = {}
+    for held in same:
+      if any(given.get(k, x) != x for k, x in held.args.items()):
+        wrong.append(f"{words} cannot hold together: say one {name.replace('_', ' ')}")
+        break
+      given |= held.args
+    else:
+      if given.get("min", 0) > given.get("max", float("inf")):
+        wrong.append(
+          f"{words}: the least, {given['min']:g}, is above the most, {given['max']:g}"
+        )
+  if wrong:
+    raise ValueError(f"goal: {'; '.join(wrong)}")
 
 
 def _numeral(text: str) -> float:

@@ -17,6 +17,15 @@ STAY = (
   r"(?:keep(?:s|ing)?|kept|retain(?:s|ed|ing)?|allow(?:s|ed|ing)?|preserv(?:e|es|ed|"
   r"ing)|leav(?:e|es|ing)|保留|允许)"
 )
+_WHOLE = r"(?<![a-z0-9]){}(?![a-z0-9])"
+# Words of removal and of keeping that stand by themselves, wherever they stand.
+REMOVALS = re.compile(
+  _WHOLE.format(rf"(?:{AWAY}|removals?|deletion|exclusion|avoid(?:s|ed|ing)?|排除|避免)"),
+  re.ASCII,
+)
+STAYS = re.compile(_WHOLE.format(STAY), re.ASCII)
+# What is done about something unwanted, which is not unwanted itself.
+ACTIONS = re.compile(r"\bde-?dup|decontaminat|minhash|去重|脱敏|去污染", re.ASCII)
 _BETWEEN = r"(?:\s*(?:all|any|the|of|its|their|所有的?|任何|全部))*\s*"
 
 
@@ -28,7 +37,7 @@ class Pattern(NamedTuple):
     words: a regular expression, matched against the goal in small letters.
     read: makes arguments of a match.
     thing: whether it is unwanted by itself, so that words of removal may stand before it, and
-      words of keeping turn it off.
+      words of keeping turn it off; of `ACTIONS` it is the other way round.
   """
 
   capability: str

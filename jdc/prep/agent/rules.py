@@ -119,6 +119,8 @@ class _Steps:
     self._selection()
     self._duplicates()
     self._sizes()
+    if self.steps and not self.goal.find("sft"):  # whose records are filtered already
+      self._whole()
 
   def _add(self, op: str, why: str, **params: Any) -> None:
     self.steps.append(step(op, why=why, **params))
@@ -187,11 +189,11 @@ class _Steps:
   def _rules(self) -> None:
     rules: dict[str, Any] = {}
     why: list[str] = []
-    recipe = self.goal.find("recipe")
-    if recipe:
+    recipes = self.goal.all("recipe")
+    for recipe in recipes:
       rules |= _RECIPES[recipe.args["name"]]
       why.append(f"goal: {recipe.words!r}")
-    elif self.clean:
+    if not recipes and self.clean:
       web = self.goal.find("web")
       name = "fineweb" if web else "gopher"
       rules |= _RECIPES[name]
@@ -211,6 +213,12 @@ class _Steps:
     if rules:
       self._add("filter", "; ".join(dict.fromkeys(why)), rules=rules)
 
+  def _whole(self) -> None:
+    """Records without a word go, whatever the goal: of any plan, whole records are expected."""
+    rules = [held.params["rules"] for held in self.steps if held.op == "filter"]
+    if not any("word_count" in r or _in_group("word_count", r) for r in rules):
+      self._add("word_count", "records without a word are no text", min=1)
+
   def _to_language(self, rules: dict[str, Any]) -> None:
     """Stop words are those of the language that is asked for."""
     if "gopher_quality" not in rules:
@@ -229,7 +237,7 @@ class _Steps:
     if self.goal.refuses("code") and ("c4" in rules or "boilerplate" in rules):
       rules["boilerplate"] = {"curly": False}
     if self.goal.refuses("short"):
-      rules["word_count"] = {"min": 0}
+      rules["word_count"] = {"min": 1}
     if self.profile.get("unspaced_rate", 0) > 0.01:
       self.remarks.append(
         f"profile: unspaced_rate={self.profile['unspaced_rate']:.4g}: in scripts without "

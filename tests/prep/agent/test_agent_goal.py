@@ -74,16 +74,85 @@ def test_words_that_are_not_understood_are_listed(text, unknown):
 
 @pytest.mark.parametrize(
   "text",
-  ["do not remove duplicates", "not only German", "everything except code", "不要去重"],
+  ["do not remove duplicates", "not only German", "everything except code"],
 )
 def test_a_negation_that_is_not_understood_turns_nothing_on(text):
   read = goal.read(text)
   on = [i for i in read.intents if not i.off]
-  if text == "不要去重":  # "no" of a thing that is unwanted: away with it
-    assert not read.doubts
-    return
   assert not on
   assert read.doubts
+
+
+@pytest.mark.parametrize(
+  ("text", "on"),
+  [
+    ("clean Chinese text, no English", ["clean", "language"]),
+    ("exclude Spanish pages", []),
+    ("no Spanish or English", []),
+    ("no duplicates or German text", ["dedup"]),
+    ("没有德语的英文文本", ["language"]),
+    ("去掉英文", []),
+    ("remove documents of at least 100 words", []),
+    ("drop documents with e-mail addresses", []),
+    ("drop documents containing personal data", []),
+    ("去掉含有电子邮件的文档", []),
+    ("without removing duplicates", []),
+    ("no removal of duplicates", []),
+    ("allow some duplicates", []),
+    ("clean Python code for training", ["clean"]),
+    ("keep only documents with code", []),
+  ],
+)
+def test_a_wish_that_may_mean_its_opposite_is_not_acted_on(text, on):
+  read = goal.read(text)
+  assert [i.capability for i in read.intents if not i.off] == on
+  assert read.doubts
+
+
+@pytest.mark.parametrize(
+  ("text", "on"),
+  [
+    ("keep clean English text", ["clean", "language"]),
+    ("remove text with fewer than 100 words", ["word_count"]),
+    ("remove toxic content from English text", ["language"]),
+    ("no spam, code or gibberish", ["repetition", "code", "gibberish"]),
+    ("keep text without duplicates", ["dedup"]),
+    ("remove nasty e-mails", ["pii_email"]),
+    ("remove pages of gibberish", ["gibberish"]),
+  ],
+)
+def test_words_of_removal_and_keeping_do_not_turn_clear_wishes_around(text, on):
+  read = goal.read(text)
+  assert [i.capability for i in read.intents if not i.off] == on
+  assert not read.doubts
+
+
+@pytest.mark.parametrize(
+  ("text", "capability"),
+  [("不要去重", "dedup"), ("不要脱敏", "pii"), ("no deduplication", "dedup")],
+)
+def test_no_to_what_is_done_about_a_thing_leaves_it(text, capability):
+  read = goal.read(text)
+  assert read.refuses(capability)
+  assert not read.all(capability)
+
+
+@pytest.mark.parametrize(
+  ("text", "told"),
+  [
+    ("keep at least 150 %", "'keep at least 150 %' must be a share from 0 to 100 %"),
+    ("similarity 0.0", "'similarity 0.0' must be above 0 and at most 1"),
+    ("keep between 80 and 20 %", "the least, 0.8, is above the most, 0.2"),
+    ("at least 100 words, at most 50 words", "the least, 100, is above the most, 50"),
+    ("keep at least 30 %, retain at least 50 %", "say one kept rate"),
+    ("as jsonl, in parquet", "say one format"),
+  ],
+)
+def test_numbers_that_cannot_hold_are_errors(text, told):
+  with pytest.raises(ValueError, match="goal: ") as caught:
+    goal.read(f"clean text, {text}, no rule may drop more than 200 %")
+  assert told in str(caught.value)
+  assert "200 %" in str(caught.value)  # all are named
 
 
 def test_wishes_that_contradict_each_other_are_not_acted_on():

@@ -131,6 +131,10 @@ def test_a_good_answer_becomes_a_plan_in_order(tmp_path):
     ),
     (steps({"op": "own.py:steal"}), "literal_error"),
     (
+      steps({"op": "exact_dedup"}, {"op": "sample", "params": {"max_tokens": 10}}),
+      "the goal names no budget",
+    ),
+    (
       steps(
         {"op": "html_to_text"},
         {"op": "mask_pii"},

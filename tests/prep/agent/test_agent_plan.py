@@ -309,3 +309,60 @@ def test_instruction_data_can_be_planned(tmp_path):
   )
   assert [s.op for s in made.plan.step] == ["sft_normalize", "sft_filter", "exact_dedup"]
   assert made.verification.rules["sft_filter.response_words"]["first"] > 0
+
+
+@pytest.mark.parametrize("text", ["remove exact duplicates", "no e-mails, no duplicates"])
+def test_a_goal_about_one_thing_copes_with_records_without_words(text, raw, tmp_path):
+  folder = tmp_path / "raw"
+  folder.mkdir()
+  for path in raw.iterdir():
+    (folder / path.name).write_bytes(path.read_bytes())
+  blank = [json.dumps({"text": " \n" * n}) for n in range(60)]
+  (folder / "blank.jsonl").write_text("\n".join(blank) + "\n")
+  result = make(text, folder, tmp_path / "out")
+  assert result.accepted, result.verification.failures
+
+
+def test_a_budget_is_not_held_against_the_plan_that_keeps_to_it(raw, tmp_path):
+  result = make("clean English text, a budget of 500 words", raw, tmp_path)
+  assert result.accepted
+  assert "kept_rate" not in result.plan.expect
+  made = runner.run(result.plan, tmp_path / "run", root=tmp_path, report=False)
+  assert made["accounts"]["kept"] < 0.1 * made["accounts"]["read"]
+  assert all(held["holds"] for held in made["expectations"])
+  both = make("clean English text, a budget of 500 words, keep at least 30 %", raw, tmp_path)
+  assert both.plan.expect["kept_rate"].min == 0.3  # which the full run will say it misses
+
+
+def test_all_recipes_that_a_goal_names_are_followed(raw, tmp_path):
+  plan = make("gopher and c4 rules, keep at least 5 %", raw, tmp_path).plan
+  (rules_,) = (s.params["rules"] for s in plan.step if s.op == "filter")
+  assert {"gopher_quality", "c4"} <= rules_.keys()
+
+
+def test_a_plan_is_verified_by_a_relative_path_with_an_operator_beside_it(
+  raw, tmp_path, monkeypatch
+):
+  (tmp_path / "mine.py").write_text(OPERATOR)
+  plan = PlanSpec(
+    input=agent_corpus.spec(raw, tmp_path), step=(step("word_count"), step("mine.py:shout"))
+  )
+  (tmp_path / "pipeline.toml").write_text(plan.to_toml())
+  monkeypatch.chdir(tmp_path)
+  found = again.verify(plan, tmp_path / "work", ".")
+  assert found.accepted, found.failures
+
+
+OPERATOR = '''
+import pyarrow.compute as pc
+from jdc.prep import catalog
+
+
+def shout(batch, params):
+  """Texts in capitals."""
+  place = batch.schema.get_field_index("text")
+  return batch.set_column(place, "text", pc.utf8_upper(batch.column("text")))
+
+
+OPERATORS = (catalog.op("shout", "map")(shout),)
+'''
