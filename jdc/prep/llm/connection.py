@@ -126,7 +126,7 @@ class Connection(asyncio.Protocol):
     if self._future is None:
       return
     until_the_end = error is None and self._in_body and not self._has_length
-    self._end(self._response() if until_the_end else Broken("it was closed"))
+    self._end(self._response() if until_the_end else Broken(str(error or "it was closed")))
 
   def on_message_begin(self) -> None:
     """Is called by the parser."""

@@ -1,6 +1,9 @@
 """Where all that is asked of models comes together: the cache, budgets, models under way."""
 
 import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from jdc.prep.llm.answers import NOT_TOLD, Answers, Question, Reply, Spent
@@ -101,6 +104,27 @@ class Desk:
     self._purses: dict[str, Purse] = {}
     self._askers: dict[str, asyncio.Task[Asker]] = {}
     self._syncing = asyncio.create_task(self._sync())
+    self._tasks, self._since = 0, 0.0
+
+  @contextlib.contextmanager
+  def clock(self) -> Iterator[Callable[[], float]]:
+    """Yields a function to call at a task's end, for its seconds.
+
+    These are the seconds since another task ended, where several are at work at a time, so that
+    their sum is the time in which any was.
+    """
+    if not self._tasks:
+      self._since = time.monotonic()
+    self._tasks += 1
+
+    def lap() -> float:
+      since, self._since = self._since, time.monotonic()
+      return self._since - since
+
+    try:
+      yield lap
+    finally:
+      self._tasks -= 1
 
   async def asker(self, params: ModelParams) -> Asker:
     """Returns the model that parameters name."""

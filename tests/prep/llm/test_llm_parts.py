@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jdc.prep import PlanSpec, check, step
-from jdc.prep.llm import agreement, budget, prompts, server, templates, work
+from jdc.prep.llm import agreement, budget, prompts, responses, templates, work
 from jdc.prep.llm.answers import NAME, Answers, Reply, Spent, key_of
 from jdc.prep.llm.params import Budget, Generate, Map, Score, Server
 
@@ -265,14 +265,14 @@ def test_a_budget_is_never_passed_by_requests_under_way():
 
 
 def test_how_long_to_wait():
-  assert server._seconds("2.5") == 2.5
-  assert server._seconds("soon") is None
-  assert server._seconds(None) is None
-  assert server._seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+  assert responses.seconds("2.5") == 2.5
+  assert responses.seconds("soon") is None
+  assert responses.seconds(None) is None
+  assert responses.seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
   from email.utils import formatdate
   from time import time
 
-  assert 28 <= server._seconds(formatdate(time() + 30, usegmt=True)) <= 30
+  assert 28 <= responses.seconds(formatdate(time() + 30, usegmt=True)) <= 30
 
 
 @pytest.mark.parametrize(
