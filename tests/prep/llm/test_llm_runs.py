@@ -4,11 +4,12 @@ import hashlib
 import json
 import threading
 import time
+import tracemalloc
 
 import pyarrow.parquet as pq
 import pytest
 
-from jdc.prep import step
+from jdc.prep import batches, step
 from jdc.prep.batches import document_id
 
 ECHO = {"user": "{text}", "fields": ["text"], "quote": False}
@@ -198,6 +199,39 @@ def test_a_server_that_stalls_does_not_keep_the_reader_waiting(serve, kit, tmp_p
   assert texts() >= 6
   assert (answered, under_way) == (0, 4)
   assert found[0]["accounts"]["kept"] == 300
+
+
+def test_a_slow_server_fills_no_memory(serve, kit, tmp_path, monkeypatch):
+  """Of 8 MB of text two shards have four batches of 64 KB each in memory."""
+  monkeypatch.setattr(batches, "BATCH_BYTES", 1 << 16)
+  server = serve()
+  for name in "abcd":
+    texts = [f"{name} {i} " + "x" * 4000 for i in range(500)]
+    kit.write_raw(tmp_path, texts, f"raw-{name}.jsonl")
+  made = step("llm_map", **kit.model(server, concurrency=4, patience_s=60.0), **ECHO)
+  plan = kit.plan(made, task_mb=2)
+  server.stalls = True
+  found = []
+  running = threading.Thread(target=lambda: found.append(kit.execute(plan, tmp_path)))
+  tracemalloc.start()
+  running.start()
+  try:
+    deadline = time.monotonic() + 60
+    commits = tmp_path / "out/commits.jsonl"
+    texts_read = lambda: commits.exists() and commits.read_text().count('"name":"01-text"')
+    while (texts_read() < 4 or server.under_way < 4) and time.monotonic() < deadline:
+      time.sleep(0.02)
+    time.sleep(0.5)  # for whatever would still be read
+    sizes = [trace.size for trace in tracemalloc.take_snapshot().traces]
+    assert texts_read() == 4
+    assert server.under_way == 4
+    # 136 documents, and what is sent of those that the windows admitted.
+    assert 64 < sum(4000 < size < 5000 for size in sizes) < 600
+  finally:
+    tracemalloc.stop()
+    server.stalls = False
+    running.join()
+  assert found[0]["accounts"]["kept"] == 2000
 
 
 def test_documents_are_data(serve, kit, tmp_path):
