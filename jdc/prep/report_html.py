@@ -1,13 +1,13 @@
 """The report of a run as one page of HTML that needs nothing else."""
 
 import html
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from jdc.prep import report_svg as svg
 from jdc.prep.kernels import signals as kernel
 
 _STYLE = """
@@ -52,7 +52,7 @@ def page(
     _expectations(report["expectations"]),
     "<h2>Where the documents went</h2>",
     _flow(manifest["accounts"]),
-    "<h2>Length</h2>",
+    "<h2>Length</h2><p>Documents as they came (grey) and of the output (blue).</p>",
     _lengths(report["lengths"]),
     f"<h2>Signals of samples</h2><p>{before.num_rows} documents as they came (grey) and "
     f"{after.num_rows} of the output (blue), share of documents.</p>",
@@ -118,61 +118,39 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
   return _table(head, [[stage.get(key, "") for key in keys] for stage in stages])
 
 
-def _figure(columns: int, rows: int, height: float) -> tuple[Any, Any]:
-  import matplotlib.figure
-
-  # Margins in inches: an automatic layout measures all texts, which takes longer than to draw.
-  figure = matplotlib.figure.Figure(figsize=(10, height))
-  edges = {"left": 0.08, "right": 0.98, "bottom": 0.75 / height, "top": 1 - 0.3 / height}
-  axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=edges | {"hspace": 0.9})
-  return figure, axes
-
-
-def _svg(figure: Any) -> str:
-  import matplotlib
-
-  # Without dates and random ids, the same numbers give the same picture.
-  with matplotlib.rc_context({"svg.hashsalt": "jdc", "svg.fonttype": "none"}):
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-  text = buffer.getvalue()
-  return text[text.index("<svg") :]
-
-
 def _lengths(lengths: Mapping[str, Sequence[int]]) -> str:
-  figure, axes = _figure(1, 1, 2.6)
-  axis = axes[0][0]
   used = [i for held in lengths.values() for i, count in enumerate(held) if count]
   if not used:
     return "<p>no documents</p>"
   low, high = min(used), max(used) + 1
-  places = np.arange(low, high)
-  for shift, (name, colour) in enumerate((("before", _BEFORE), ("after", _AFTER))):
-    held = list(lengths[name]) + [0] * high
-    axis.bar(places + 0.4 * shift, held[low:high], 0.4, color=colour, label=name)
-  axis.set_xticks(places, [f"{2 ** max(i - 1, 0):,}" for i in range(low, high)], rotation=45)
-  axis.set_xlabel("bytes of text, at least")
-  axis.set_ylabel("documents")
-  axis.legend()
-  return _svg(figure)
+  padded = {name: np.array([*held, *[0] * high]) for name, held in lengths.items()}
+  heights = {_BEFORE: padded["before"][low:high], _AFTER: padded["after"][low:high]}
+  ticks = [(i + 0.5, f"{2 ** max(i - 1, 0):,}") for i in range(low, high)]
+  panel = svg.Panel(
+    "documents, by bytes of text: at least", np.arange(low, high + 1), heights, ticks
+  )
+  return svg.draw([panel], 1, 960, 250)
 
 
 def _signals(before: pa.Table, after: pa.Table) -> str:
-  held = [(_measure(before), _BEFORE), (_measure(after), _AFTER)]
-  figure, axes = _figure(4, 3, 5.5)
-  for axis, name in zip(axes.flat, _SHOWN, strict=True):
-    known = [values[name][~np.isnan(values[name])] for values, _ in held if name in values]
-    joined = np.concatenate([np.zeros(0), *known])
-    axis.set_title(name, fontsize=9)
-    axis.tick_params(labelsize=7)
-    if not len(joined):
-      continue
-    low, high = np.quantile(joined, [0, 0.99])
-    edges = np.linspace(low, high if high > low else low + 1, 25)
-    for values, (_, colour) in zip(known, held, strict=False):
-      share = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] / max(len(values), 1)
-      axis.stairs(share, edges, color=colour)
-  return _svg(figure)
+  held = {_BEFORE: _measure(before), _AFTER: _measure(after)}
+  return svg.draw([_shares(name, held) for name in _SHOWN], 4, 240, 175)
+
+
+def _shares(name: str, held: Mapping[str, Mapping[str, np.ndarray]]) -> svg.Panel:
+  """Returns what share of the documents has which values of a signal, up to a percentile."""
+  known = {
+    colour: found[name][~np.isnan(found[name])] for colour, found in held.items() if found
+  }
+  joined = np.concatenate([np.zeros(0), *known.values()])
+  low, high = np.quantile(joined, [0, 0.99]) if len(joined) else (0.0, 0.0)
+  edges = np.linspace(low, high if high > low else low + 1, 25)
+  heights = {
+    colour: np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] / max(len(values), 1)
+    for colour, values in known.items()
+  }
+  ticks = [(edge, f"{edge:.3g}") for edge in edges[::12].tolist()]
+  return svg.Panel(name, edges, heights, ticks)
 
 
 def _measure(table: pa.Table) -> dict[str, np.ndarray]:
