@@ -81,6 +81,8 @@ class Operator:
     keys_of: of dedup and sample, the parameters that keys depend on; `None`: on all.
     rewrites: of dedup and sample, whether it changes or copies documents instead of dropping
       some, or a function of the parameters that says so.
+    early: of a map, whether it changes documents one by one, drops none and costs less than to
+      write them once more: it may be done in the pass before, ahead of what stands before it.
     stage_rank: where it usually stands; `explain` remarks on other orders.
     cost: microseconds of one core for a document of 1.2 kB, about.
     not_after: operators it cannot follow, and why.
@@ -98,6 +100,7 @@ class Operator:
   prepare: Callable[[Any], Prepared] | None = None
   keys_of: tuple[str, ...] | None = None
   rewrites: bool | Callable[[Any], bool] = False
+  early: bool = False
   stage_rank: int = 50
   cost: float = 1.0
   not_after: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -133,6 +133,7 @@ class Link:
     name: of its folder in `work/`.
     steps: of `text` its maps, of `select` its predicates, else the one step.
     signals: of `text`, what measures.
+    late: of `text`, maps of what was measured.
     code: hash of the code behind it.
     options: what else determines its output.
     reads_input: of the first link, that it reads raw files.
@@ -142,6 +143,7 @@ class Link:
   name: str
   steps: tuple[Step, ...] = ()
   signals: tuple[Step, ...] = ()
+  late: tuple[Step, ...] = ()
   code: str = ""
   options: str = "{}"
   reads_input: bool = False
@@ -153,6 +155,7 @@ class Link:
         self.kind,
         [step.keys_identity if self.kind == "keys" else step.identity for step in self.steps],
         [step.identity for step in self.signals],
+        [step.identity for step in self.late],
         [measure.identity for step in self.steps for measure in measures(step)],
         self.code,
         self.options,
@@ -200,12 +203,28 @@ def compile_plan(
 
   All maps up to the next predicate or global step, and the signals of all predicates up to the
   next map, are one pass, whose text and signals are kept. Predicates only make masks of it, so
-  that another threshold reads signals, and no text before the next map or global step.
+  that another threshold reads signals, and no text before the next map or global step. Maps
+  behind predicates that are `early`, and whose text nothing measures, belong to the pass
+  before, and spare another one; not where dropped texts are kept, as predicates saw them.
   """
-  builder = _Builder(spec, keep_dropped)
-  for step in steps:
-    builder.add(step)
+  builder, held = _Builder(spec, keep_dropped), list(steps)
+  for place, step in enumerate(held):
+    builder.add(step, early=not keep_dropped and _may_be_early(step, held[place + 1 :]))
   return builder.finish(output)
+
+
+def _may_be_early(step: Step, following: Iterable[Step]) -> bool:
+  """Whether a map changes text that nothing measures before another pass writes it anew."""
+  if not step.operator.early:
+    return False
+  for later in following:
+    if later.operator.kind == "model" or later.rewrites:
+      return True
+    if later.operator.kind == "map" and not later.operator.early:
+      return True
+    if measures(later):
+      return False
+  return True
 
 
 class _Builder:
@@ -223,9 +242,13 @@ class _Builder:
     self._texts = 0
     self._by_model = False  # whether the present text is a model's, and has no signals
 
-  def add(self, step: Step) -> None:
+  def add(self, step: Step, *, early: bool) -> None:
     kind = step.operator.kind
-    if kind == "map":
+    if kind == "map" and early and self._only_masks_since_text():
+      assert self._at is not None
+      held = self._links[self._at]
+      self._links[self._at] = dataclasses.replace(held, late=(*held.late, step))
+    elif kind == "map":
       self._maps.append(step)
     elif kind in ("predicate", "filter"):
       self._select(step)
@@ -235,6 +258,12 @@ class _Builder:
       self._ask(step)
     else:
       raise ValueError(f"step {step.number}: {step.op} is of kind {kind}, not a step")
+
+  def _only_masks_since_text(self) -> bool:
+    if self._at is None or self._maps or self._by_model:
+      return False
+    here = self._phase_of_text == len(self._phases)
+    return here and all(link.kind == "select" for link in self._links[self._at + 1 :])
 
   def _start_text(self, *, measured: bool = False) -> None:
     """Puts the maps so far into a link; signals are added to it until the next map."""
@@ -305,7 +334,7 @@ class _Builder:
 
 
 def _with_code(link: Link) -> Link:
-  parts = [step_code(step) for step in (*link.steps, *link.signals)]
+  parts = [step_code(step) for step in (*link.steps, *link.signals, *link.late)]
   own = ["jdc.prep.links", *(["jdc.prep.readers"] if link.reads_input else [])]
   return dataclasses.replace(link, code=content_hash([*parts, code_hash.of_modules(own).hash]))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jdc.prep import tables
+from jdc.prep import batches, stages, tables
 from jdc.prep.stages import Link
 from jdc.prep.tables import View
 
@@ -60,10 +60,14 @@ def byte_lengths(batch: pa.RecordBatch) -> np.ndarray:
   return pc.binary_length(batch.column("text")).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def columns_read(links: Sequence[Link]) -> list[str] | None:
-  """Returns the columns that some links need, `None`: all."""
-  kinds = [link.kind for link in links]
-  if "text" in kinds or "keys" in kinds:
-    return None
+def columns_read(links: Sequence[Link]) -> list[str]:
+  """Returns the columns that links need of what was written before them."""
+  first = links[0]
+  if first.kind == "text":
+    return batches.SCHEMA.names
+  if first.kind == "keys":
+    read = [measure for step in first.steps for measure in stages.measures(step)]
+    signals = [stages.signal_column(m, name) for m in read for name in m.operator.provides]
+    return [*batches.SCHEMA.names, "num_bytes", *signals]
   keep_text = any(json.loads(link.options).get("text") for link in links)
   return [*tables.META, "signal:", *(["text"] if keep_text else [])]

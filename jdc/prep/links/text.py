@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,23 +51,15 @@ class TextLink:
     self._before += histogram(lengths)
     self._in += batch.num_rows
     self._bytes_in += int(lengths.sum())
-    for step in self._link.steps:
-      begin = time.process_time()
-      batch = self._map(step, batch)
-      self._seconds[f"{step.number} {step.op}"] += time.process_time() - begin
+    batch = self._map_all(self._link.steps, batch)
+    columns = self._measured(batch)
+    batch = self._map_all(self._link.late, batch)
     lengths = byte_lengths(batch)
     self._bytes_out += int(lengths.sum())
     for name, values in tables.signals_of(batch).items():  # that maps counted
       if pa.types.is_integer(values.type):
         self._sums[name.removeprefix("signal:")] += pc.sum(values).as_py() or 0
-    columns = [("num_bytes", pa.array(lengths))]
-    for step in self._link.signals:
-      begin = time.process_time()
-      file = [self._prepared[step.prepared_name]] if step.operator.prepare else []
-      found = step.operator.function(batch, step.values, *file)
-      columns += [(stages.signal_column(step, k), pa.array(v)) for k, v in found.items()]
-      self._seconds[step.op] += time.process_time() - begin
-    for name, values in columns:
+    for name, values in [("num_bytes", pa.array(lengths)), *columns]:
       batch = batches.set_column(batch, name, values)
     if self._file is None:
       pattern = self._place.work(self._link.name, "text", "parquet")
@@ -76,6 +68,24 @@ class TextLink:
     if batch.num_rows:
       self._file.write(batch)
     return batch, np.arange(first, first + batch.num_rows)
+
+  def _map_all(self, steps: Sequence[Step], batch: pa.RecordBatch) -> pa.RecordBatch:
+    for step in steps:
+      begin = time.process_time()
+      batch = self._map(step, batch)
+      self._seconds[f"{step.number} {step.op}"] += time.process_time() - begin
+    return batch
+
+  def _measured(self, batch: pa.RecordBatch) -> list[tuple[str, pa.Array]]:
+    """Returns the columns of all signals."""
+    columns = []
+    for step in self._link.signals:
+      begin = time.process_time()
+      file = [self._prepared[step.prepared_name]] if step.operator.prepare else []
+      found = step.operator.function(batch, step.values, *file)
+      columns += [(stages.signal_column(step, k), pa.array(v)) for k, v in found.items()]
+      self._seconds[step.op] += time.process_time() - begin
+    return columns
 
   def _map(self, step: Step, batch: pa.RecordBatch) -> pa.RecordBatch:
     if step.operator.kind in ("dedup", "sample"):

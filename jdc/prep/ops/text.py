@@ -14,6 +14,7 @@ from pydantic import Field
 from jdc.prep.batches import ID_BYTES, replace_text, set_column
 from jdc.prep.catalog import Operator, Params
 from jdc.prep.readers.jsonl import dump
+from jdc.prep.text.buffers import replace_rows
 from jdc.prep.text.sft import are_messages
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -144,9 +145,10 @@ def mask_pii(batch: pa.RecordBatch, params: MaskPii) -> pa.RecordBatch:
   from jdc.prep.text.pii import mask_pii as function
 
   batch = changed(batch, function(batch.column("text"), **params.model_dump()))
-  fields = batch.column("fields").to_pylist()
-  for row in np.flatnonzero(pc.match_substring(batch.column("fields"), '"messages"')).tolist():
-    record = json.loads(fields[row])
+  fields, changes = batch.column("fields"), {}
+  rows = np.flatnonzero(pc.match_substring(fields, '"messages"')).tolist()
+  for row, value in zip(rows, fields.take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
+    record = json.loads(value)
     if not are_messages(record.get("messages")):
       continue
     contents = pa.array([turn["content"] for turn in record["messages"]], pa.string())
@@ -154,8 +156,10 @@ def mask_pii(batch: pa.RecordBatch, params: MaskPii) -> pa.RecordBatch:
     if not masked.equals(contents):
       turns = zip(record["messages"], masked.to_pylist(), strict=True)
       record["messages"] = [{**turn, "content": content} for turn, content in turns]
-      fields[row] = dump(record)
-  return set_column(batch, "fields", pa.array(fields, pa.string()))
+      changes[row] = dump(record)
+  places = np.zeros(batch.num_rows, np.bool_)
+  places[list(changes)] = True
+  return set_column(batch, "fields", replace_rows(fields, places, list(changes.values())))
 
 
 class HtmlToText(Params):
@@ -242,13 +246,13 @@ OPERATORS = (
     not_after={"mask_pii": "its marks, such as <EMAIL>, would count as tags"},
   ),
   _text(chunk_text, ChunkText, 70, 20.0),
-  _text(fix_unicode, FixUnicode, 10, 1.0),
-  _text(strip_urls, StripUrls, 14, 1.0),
-  _text(strip_citations, Params, 15, 1.0),
-  _text(strip_symbol_lines, StripSymbolLines, 16, 2.0),
+  _text(fix_unicode, FixUnicode, 10, 1.0, early=True),
+  _text(strip_urls, StripUrls, 14, 1.0, early=True),
+  _text(strip_citations, Params, 15, 1.0, early=True),
+  _text(strip_symbol_lines, StripSymbolLines, 16, 2.0, early=True),
   # In this order a second run changes nothing: lines are judged as they are written. All stand
   # before the rules, which then judge what is written, too.
-  _text(normalize_whitespace, NormalizeWhitespace, 17, 2.0),
-  _text(mask_pii, MaskPii, 18, 3.0),
-  _text(drop_lines, DropLines, 19, 4.0),
+  _text(normalize_whitespace, NormalizeWhitespace, 17, 2.0, early=True),
+  _text(mask_pii, MaskPii, 18, 3.0, early=True),
+  _text(drop_lines, DropLines, 19, 4.0, early=True),
 )  # fmt: skip
