@@ -161,6 +161,46 @@ def words(
 
 
 @numba.njit(cache=True, nogil=True)
+def hash_words(
+  data: np.ndarray, start: int, end: int, fold: np.ndarray, word_hash: np.ndarray
+) -> int:
+  """Writes the hash of each word as `words` does, but not where it stands, in half the time.
+
+  Where a word ends is no branch, since a processor cannot foresee it.
+  """
+  place: Any
+  until: Any = np.int64(end)
+  # Unsigned places, which need no look at whether they count from the end.
+  i, stop, count = np.uint64(start), np.uint64(end), np.uint64(0)
+  h, inside = SEED, np.uint64(0)
+  while i < stop:
+    byte, size = data[i], np.uint64(1)
+    if byte < 128:
+      value = fold[byte]
+    else:
+      place = np.int64(i)
+      code, length = decode(data, place, until)
+      value, size = entry(fold, code), np.uint64(length)
+      if value >> KIND == ALONE:
+        word_hash[count] = h
+        count += inside
+        word_hash[count] = (SEED ^ np.uint64(value & CODE)) * PRIME
+        count += np.uint64(1)
+        h, inside, i = SEED, np.uint64(0), i + size
+        continue
+    begun, inside = inside, np.uint64(value >> KIND == WORD)
+    word_hash[count] = h  # which counts if the word ended here
+    count += begun & ~inside
+    h = (h ^ np.uint64(value & CODE)) * PRIME if inside else SEED
+    i += size
+  word_hash[count] = h
+  number: Any = np.int64(count + inside)
+  for k in range(number):
+    word_hash[k] = mix(word_hash[k])
+  return number
+
+
+@numba.njit(cache=True, nogil=True)
 def most_words(offsets: np.ndarray) -> int:
   """Returns a bound on the words of any one text."""
   most: Any = np.int64(0)

@@ -5,7 +5,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from jdc.prep.kernels.hashes import BASE, mix, most_words, shingles, words
+from jdc.prep.kernels.hashes import BASE, hash_words, mix, most_words, shingles
 
 _MASK = (1 << 64) - 1
 _32 = np.uint64(32)
@@ -42,10 +42,9 @@ def band_keys(
   num_words = np.zeros(count, np.int32)
   most = most_words(offsets)
   word_hash, shingle = np.empty(most, np.uint64), np.empty(most, np.uint64)
-  first, last = np.empty(most, np.int64), np.empty(most, np.int64)
   least, x = np.empty(len(a), np.uint32), np.empty(most + 3, np.uint32)
   for n in range(count):
-    found = words(data, offsets[n], offsets[n + 1], fold, word_hash, first, last)
+    found = hash_words(data, offsets[n], offsets[n + 1], fold, word_hash)
     num_words[n] = found
     if found == 0:
       continue
@@ -85,13 +84,12 @@ def shingle_sets(
   """
   count, most = len(offsets) - 1, most_words(offsets)
   word_hash, shingle = np.empty(most, np.uint64), np.empty(most, np.uint64)
-  first, last = np.empty(most, np.int64), np.empty(most, np.int64)
   table = np.zeros(slots(most), np.uint64)
   out = np.empty((offsets[-1] - offsets[0]) // 2 + count, np.uint64)
   sizes, signatures = np.zeros(count, np.int64), np.zeros(count, np.uint64)
   end = 0
   for n in range(count):
-    found = words(data, offsets[n], offsets[n + 1], fold, word_hash, first, last)
+    found = hash_words(data, offsets[n], offsets[n + 1], fold, word_hash)
     size, begin = shingles(word_hash, found, ngram, shingle), end
     mask = np.uint64(slots(size) - 1)
     table[: np.int64(mask) + 1] = 0
