@@ -14,7 +14,7 @@ import importlib.util
 import sys
 import unicodedata
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jdc.prep.spec import content_hash
@@ -34,6 +34,7 @@ FRAME = frozenset(
     "store",
   )
 ) | {"jdc", "jdc.data", "jdc.prep"}
+_BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")  # of statements in a statement
 _DYNAMIC = "import_extra"  # imports the package that its first argument names
 
 
@@ -98,9 +99,10 @@ class _Module:
 
   def __init__(self, text: str):
     tree = ast.parse(text)
+    self._walk = ast.walk if _DYNAMIC in text else _statements
     _drop_docstrings(tree)
     self.hash = _dump_hash(tree)
-    self.imports = _imports([tree])
+    self.imports = _imports(self._walk(tree))
     self.names: dict[str, list[ast.stmt]] = {}
     for node in tree.body:
       for name in _defined(node):
@@ -132,7 +134,8 @@ class _Module:
       nodes = [_only(node, name) for node in self.names[name]]
       used = {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)}
       hashed = content_hash([_dump_hash(node) for node in nodes])
-      self._parts[name] = hashed, _imports(nodes), used & self.names.keys()
+      imports = _imports(inner for node in nodes for inner in self._walk(node))
+      self._parts[name] = hashed, imports, used & self.names.keys()
     return self._parts[name]
 
 
@@ -178,10 +181,20 @@ def _only(node: ast.stmt, name: str) -> ast.stmt:
   return node
 
 
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+  """Yields a node and the statements inside of it, which are few beside the expressions."""
+  waiting = [node]
+  while waiting:
+    node = waiting.pop()
+    yield node
+    for block in _BLOCKS:
+      waiting += getattr(node, block, ())
+
+
 def _imports(nodes: Iterable[ast.AST]) -> list[str]:
-  """Returns the modules that some code imports, at its top or inside of functions."""
+  """Returns the modules that nodes import."""
   names: list[str] = []
-  for node in (inner for outer in nodes for inner in ast.walk(outer)):
+  for node in nodes:
     if isinstance(node, ast.Import):
       names += [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom) and node.module:
@@ -197,7 +210,7 @@ def _called(node: ast.Call) -> str:
 
 
 def _drop_docstrings(tree: ast.Module) -> None:
-  for node in ast.walk(tree):
+  for node in _statements(tree):
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and node.body:
       first = node.body[0]
       if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
