@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,16 +125,14 @@ def from_file(
     # Without offsets the library takes a fifth less time.
     encode_all = model.encode_batch if widths is None else model.encode_batch_fast
     encodings = encode_all(list(texts), add_special_tokens=False)
-    return [_marked(text, found) for text, found in zip(texts, encodings, strict=True)]
-
-  def _marked(text: str, encoding: Any) -> Marked:
     if widths is None:
-      return marked(text, encoding)
-    ids = _ids(encoding)
-    ends = np.cumsum(widths[ids])
-    if (ends[-1] if len(ids) else 0) != len(text.encode("utf-8")):
-      return marked(text, model.encode(text, add_special_tokens=False))
-    return ids, lambda tokens: [int(ends[token - 1]) if token else 0 for token in tokens]
+      return [marked(text, found) for text, found in zip(texts, encodings, strict=True)]
+    again = lambda text: marked(text, model.encode(text, add_special_tokens=False))
+    fits = zip(texts, _by_widths(encodings, widths), strict=True)
+    return [
+      (ids, starts) if size == len(text.encode("utf-8")) else again(text)
+      for text, (ids, starts, size) in fits
+    ]
 
   def encode(text: str) -> Encoded:
     return encoded(text, model.encode(text, add_special_tokens=False))
@@ -199,7 +197,26 @@ def marked(text: str, encoding: Any) -> Marked:
 
 
 def _ids(encoding: Any) -> np.ndarray:
-  return np.asarray(array("i", encoding.ids))  # in half the time that a list takes
+  # Unsigned, which takes half the time of signed numbers and a third of a list's.
+  return np.asarray(array("I", encoding.ids)).view(np.int32)
+
+
+def _by_widths(
+  encodings: Sequence[Any], widths: np.ndarray
+) -> Iterator[tuple[np.ndarray, Callable[[Sequence[int]], list[int]], int]]:
+  """Yields ids, what finds byte starts, and bytes, of tokens of `widths[id]` bytes each."""
+  parts = [_ids(encoding) for encoding in encodings]
+  ends = np.cumsum(widths[np.concatenate(parts)]) if parts else np.zeros(0, np.int64)
+  first = before = 0  # tokens of the texts before, and their bytes
+  for ids in parts:
+    here = ends[first : first + len(ids)]
+    last = int(here[-1]) if len(ids) else before
+    yield ids, _starts(here, before), last - before
+    first, before = first + len(ids), last
+
+
+def _starts(ends: np.ndarray, before: int) -> Callable[[Sequence[int]], list[int]]:
+  return lambda tokens: [int(ends[token - 1]) - before if token else 0 for token in tokens]
 
 
 def char_byte_starts(text: str) -> np.ndarray:

@@ -1,7 +1,9 @@
 """Writes the token shard of one domain and split: rows and their index."""
 
 import hashlib
+import itertools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -182,7 +184,6 @@ def _pack(documents: list[Document], layout: Layout, num_before: int) -> Block:
     documents[document].tokens[offset : offset + length]
     for document, offset, length in zip(*(part.tolist() for part in pieces), strict=True)
   ]
-  num_bytes = [np.diff(document.byte_marks) for document in documents]
   return Block(
     np.concatenate(parts).astype(layout.dtype, copy=False),
     np.cumsum(np.bincount(row_P, pieces.length)).astype(np.int64),
@@ -190,8 +191,15 @@ def _pack(documents: list[Document], layout: Layout, num_before: int) -> Block:
     pieces.document + num_before,
     pieces.offset,
     pieces.length,
-    np.concatenate(num_bytes)[order],
+    _piece_bytes(documents)[order],
   )
+
+
+def _piece_bytes(documents: Sequence[Document]) -> np.ndarray:
+  """Returns the bytes between the marks of each document, one after the other."""
+  marks = np.fromiter(itertools.chain.from_iterable(d.byte_marks for d in documents), np.int64)
+  ends = np.cumsum([len(document.byte_marks) for document in documents])
+  return np.delete(np.diff(marks), ends[:-1] - 1)
 
 
 class _RowFile(Protocol):
