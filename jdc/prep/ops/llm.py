@@ -1,6 +1,7 @@
 """Operators that ask a language model, and those that judge what it answered."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -141,8 +142,12 @@ def _records(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def _number(value: Any) -> float:
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  return float(value) if is_number else np.nan
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return np.nan
+  try:
+    return float(value)
+  except OverflowError:  # a whole number beyond the range
+    return math.inf if value > 0 else -math.inf
 
 
 def _model(

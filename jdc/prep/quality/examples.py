@@ -106,9 +106,12 @@ def _number(record: dict[str, Any], field: str) -> float | None:
   if field not in record and isinstance(record.get("fields"), str):
     record = json.loads(record["fields"])  # the output of a plan has them in a column
   value = record.get(field)
-  if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+  if isinstance(value, bool) or not isinstance(value, int | float):
     return None
-  return float(value)
+  try:
+    return float(value) if math.isfinite(value) else None
+  except OverflowError:  # a whole number beyond the range
+    return None
 
 
 def _records(paths: Sequence[str], text_column: str) -> Iterator[tuple[str, str]]:

@@ -28,11 +28,13 @@ def of_field(batch: pa.RecordBatch, name: str) -> np.ndarray:
 
 
 def _is_vector(value: Any, width: int) -> bool:
-  return (
-    isinstance(value, list)
-    and len(value) == width > 0
-    and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
-  )
+  return isinstance(value, list) and len(value) == width > 0 and all(map(_is_number, value))
+
+
+def _is_number(value: Any) -> bool:
+  if isinstance(value, int):  # beyond this range there is no such float
+    return not isinstance(value, bool) and abs(value) < 1 << 1023
+  return isinstance(value, float)
 
 
 def of_file(batch: pa.RecordBatch, path: str, key: str) -> np.ndarray:

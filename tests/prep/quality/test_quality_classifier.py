@@ -268,9 +268,10 @@ def test_labels_of_a_dear_model_are_distilled(tmp_path):
   )
   assert (same.texts, same.value.tolist()) == (held.texts, held.value.tolist())
   bad = [{"text": "a b"}, {"text": "c d", "score": "4"}, {"text": "e f", "score": True}]
+  bad.append({"text": "g h", "score": 10**400})
   path = write(tmp_path / "bad.jsonl.gz", [*records, *bad])
   with pytest.raises(
-    ValueError, match="'score' is no number in 3 records: 'a b', 'c d', 'e f'"
+    ValueError, match="'score' is no number in 4 records: 'a b', 'c d', 'e f', 'g h'"
   ):
     examples.of_labels([path], field="score", min_label=3)
 

@@ -98,7 +98,14 @@ def test_fields_of_records_are_embeddings():
   batch = make_batch(["a", "b"], fields)
   assert ops.embeddings(batch, ops.Embed(embed="field:v")).tolist() == [[1, 2.5], [0, -1]]
   ids = [doc_id.hex() for doc_id in batch.column("doc_id").to_pylist()]
-  for wrong in ({}, {"v": [1]}, {"v": ["x", 2]}, {"v": None}, {"v": [True, 1]}):
+  for wrong in (
+    {},
+    {"v": [1]},
+    {"v": ["x", 2]},
+    {"v": None},
+    {"v": [True, 1]},
+    {"v": [10**400, 1]},
+  ):
     bad = make_batch(["a", "b"], [fields[0], json.dumps(wrong)])
     with pytest.raises(ValueError, match=f"no list of 2 numbers, in 1 documents: {ids[1]}$"):
       given_lib.of_field(bad, "v")
