@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import queue
 import threading
 import time
@@ -39,6 +40,9 @@ class Lane:
     self._waiting = 0
     self._cpu = 0.0
     self._ready = threading.Event()
+    # Else a full collection looks through all that was imported, a third of a second in which no
+    # model is asked.
+    gc.freeze()
     self._thread = threading.Thread(target=self._serve, name="models", daemon=True)
     self._thread.start()
     self._ready.wait()
@@ -79,6 +83,7 @@ class Lane:
     with contextlib.suppress(RuntimeError):  # the loop has ended by itself
       self._loop.call_soon_threadsafe(self._tasks.put_nowait, None)
     self._thread.join()
+    gc.unfreeze()
 
   def _serve(self) -> None:
     try:
