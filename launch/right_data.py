@@ -52,6 +52,9 @@ METHODS = flags.DEFINE_list(
 ONLINE = flags.DEFINE_list("online", [], "Methods that choose while they train, or `all`.")
 OFFERED = flags.DEFINE_integer("offered", 512, "Rows that each of these chooses from.")
 ROWS = flags.DEFINE_integer("rows", 0, "Rows of the pool; 0: all.", lower_bound=0)
+SAMPLE = flags.DEFINE_integer(
+  "sample", 0, "Rows of the pool, drawn at random, that a model scores; 0: all.", lower_bound=0
+)
 PASSES = flags.DEFINE_float("passes", 3.0, "Passes over the pool in training.")
 TINY = flags.DEFINE_bool("tiny", False, "A model of some thousand parameters, to try things.")
 
@@ -98,6 +101,7 @@ def config_of(staged: Staged, num_steps: int, seed: int, tiny: bool = False) -> 
 def run(
   data: Path, workdir: Path, seeds: Sequence[int], tasks: Sequence[str], names: Sequence[str],
   num_rows: int, passes: float, tiny: bool, online: Sequence[str] = (), offered: int = 512,
+  sample: int = 0,
 ) -> str:  # fmt: skip
   """Trains, picks and compares; returns the tables."""
   if passes <= 0:
@@ -106,7 +110,7 @@ def run(
   staged = right_data.stage(data, workdir, tasks, num_rows, VOCAB_SIZE)
   relevance = json.loads((data / "relevance.json").read_text(encoding="utf-8"))
   report.shares([], staged.sources, relevance, "+".join(tasks))  # refuses unknown tasks
-  count = -(-len(staged.records) // right_data.ONE_IN)
+  count = -(-(sample or len(staged.records)) // right_data.ONE_IN)
   picking = _named(right_data_methods.offline(count, 2 if tiny else 4), names, not online)
   choosing = _named(right_data_methods.online(), online, "all" in online)
 
@@ -117,7 +121,8 @@ def run(
   num_steps = 4 * max(1, round(passes * num_tokens / tokens_per_step / 4))
   reference = workdir / "reference"
   if any(method.refers for method in choosing.values()):
-    _train(right_data_online.held_out(config_of(staged, num_steps, 0, tiny), staged), reference)
+    half = config_of(staged, max(4, num_steps // 2), 0, tiny)  # ahead of a quarter
+    _train(right_data_online.held_out(half, staged), reference)
 
   found, chosen, tables = [], [], {}
   for seed in seeds:
@@ -125,7 +130,7 @@ def run(
     _train(base, folder)
     for name, method in picking.items():
       found += [
-        right_data.pick(name, method, target, base, staged, folder, count)
+        right_data.pick(name, method, target, base, staged, folder, count, sample)
         for target in method.targets(tasks)
       ]
     for name, in_run in choosing.items():
@@ -166,6 +171,7 @@ def main(argv: list[str]) -> None:
   table = run(
     Path(DATA.value), Path(WORKDIR.value), [int(seed) for seed in SEEDS.value], TARGETS.value,
     METHODS.value, ROWS.value, PASSES.value, TINY.value, ONLINE.value, OFFERED.value,
+    SAMPLE.value,
   )  # fmt: skip
   print(table)
 

@@ -163,7 +163,7 @@ def _train_tokenizer(texts: Sequence[str], vocab_size: int, path: Path) -> None:
 
 def pick(
   name: str, method: Method, target: str, base: TrainConfig, staged: Staged, folder: Path,
-  count: int,
+  count: int, sample: int = 0,
 ) -> Picked:  # fmt: skip
   """Returns what a method picks, from its file where it has picked before.
 
@@ -175,10 +175,11 @@ def pick(
     staged: the pool.
     folder: of that run; receives the file.
     count: rows to pick; fewer where fewer may be drawn.
+    sample: rows of the pool drawn at random that are scored, where a model scores; 0: all.
   """
   own = target if method.targeted else UNTARGETED
   path = folder / "picked" / own / f"{name}.json"
-  config = _scoring(method, target, base, staged)
+  config = _scoring(method, target, base, staged, sample)
   key = _key(config, method, target, staged, count)
   if path.exists():
     kept = json.loads(path.read_text(encoding="utf-8"))
@@ -232,11 +233,13 @@ def _key(config: TrainConfig, method: Method, target: str, staged: Staged, count
   return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _scoring(method: Method, target: str, base: TrainConfig, staged: Staged) -> TrainConfig:
+def _scoring(
+  method: Method, target: str, base: TrainConfig, staged: Staged, sample: int
+) -> TrainConfig:
   """The run whose selection scores the pool."""
   changes: dict[str, Any] = {
     "selection": method.selection,
-    "plan": c.PlanConfig(draw=method.draw, sweep_batch_size=base.batch_size),
+    "plan": c.PlanConfig(draw=method.draw, sweep_batch_size=base.batch_size, sweep_rows=sample),
     "features": c.FeaturesConfig(**{"size": 8192} | dict(method.features)),
   }
   if method.responses:

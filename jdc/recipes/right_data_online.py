@@ -128,7 +128,7 @@ def choose(
 
 
 def held_out(base: TrainConfig, staged: Staged) -> TrainConfig:
-  """Returns the run of a reference: the model's training, on rows that are not of the pool.
+  """Returns the run of a reference: a model's training, on rows that are not of the pool.
 
   Raises:
     ValueError: if there are none.
