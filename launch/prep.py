@@ -53,10 +53,12 @@ KEEP_DROPPED = flags.DEFINE_bool("keep_dropped", False, "Keep the texts of dropp
 REPORT = flags.DEFINE_bool(
   "report", True, "Measure samples and write report.html: some seconds."
 )
-SAMPLE = flags.DEFINE_integer("sample", 5000, "Documents that a profile measures.")
+SAMPLE = flags.DEFINE_integer(
+  "sample", 5000, "Documents that a profile measures.", lower_bound=1
+)
 SEED = flags.DEFINE_integer("seed", 0, "Of the samples of a profile, a plan, a verification.")
 INPUT = flags.DEFINE_multi_string("input", [], "Of plan and verify: files, folders or globs.")
-HELD = flags.DEFINE_integer("held", 2000, "Documents that plans are verified on.")
+HELD = flags.DEFINE_integer("held", 2000, "Documents that plans are tried on.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Most repairs of a plan.", lower_bound=0)
 PLANNER = flags.DEFINE_string(
   "planner", "rules", "rules, or llm:MODEL[@URL] of an OpenAI-compatible server."
@@ -166,12 +168,13 @@ def _explain(arguments: list[str]) -> int:
 
 
 def _feedback(arguments: list[str]) -> int:
-  from jdc.prep.feedback import command, propose, report
+  from jdc.prep.feedback import command, propose, report, table
   from jdc.train import checkpoint
 
   if arguments or not TRAINED.value or not PIPELINE.value:
     raise app.UsageError("feedback --run=RUN --pipeline=PLAN [--output=next.toml]")
   absl_logging.set_verbosity(absl_logging.WARNING)
+  table.read(TRAINED.value)  # before anything else of a run that may have none
   path = Path(PIPELINE.value)
   output = Path(OUTPUT.value or path.with_name(f"{path.stem}.next.toml"))
   _, payload = checkpoint.read_payload(Path(TRAINED.value) / "checkpoints")

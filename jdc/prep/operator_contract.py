@@ -63,14 +63,20 @@ def problems(
   again = operator.make_params(json.loads(values.model_dump_json()))
   if again != values:
     found.append("parameters change on the way through JSON")
-  batch = batch_of(texts, fields or {})
+  try:
+    return found + _of_kind(operator, values, batch_of(texts, fields or {}))
+  except Exception as error:  # whatever a user's function raises
+    return [*found, f"raises {type(error).__name__}: {error}"]
+
+
+def _of_kind(operator: Operator, values: Any, batch: pa.RecordBatch) -> list[str]:
   if operator.kind == "map":
-    found += _map(operator, values, batch)
-  elif operator.kind == "signals" and operator.prepare is None:
-    found += _signals(operator, values, batch)
-  elif operator.kind == "predicate" and operator.uses is not None:
-    found += _predicate(operator, values, batch)
-  return found
+    return _map(operator, values, batch)
+  if operator.kind == "signals" and operator.prepare is None:
+    return _signals(operator, values, batch)
+  if operator.kind == "predicate" and operator.uses is not None:
+    return _predicate(operator, values, batch)
+  return []
 
 
 def batch_of(texts: Sequence[str], fields: Mapping[str, Any]) -> pa.RecordBatch:

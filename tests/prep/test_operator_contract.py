@@ -156,3 +156,12 @@ def test_a_file_that_does_not_have_the_operator_is_told(tmp_path, text, told):
   )
   with pytest.raises(ValueError, match=told):
     check.resolve(plan, tmp_path)
+
+
+def test_an_operator_that_raises_is_told_so():
+  def fails(batch, params):
+    """Fails."""
+    raise KeyError("oops")
+
+  made = catalog.op("fails", "map", Params)(fails)
+  assert operator_contract.problems(made) == ["raises KeyError: 'oops'"]

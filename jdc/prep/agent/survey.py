@@ -89,7 +89,7 @@ def survey(
   parts, weights = _allocate(aside, sizes, held)
   if not table.num_rows or not parts:
     raise ValueError(
-      f"{list(sizes) or 'the input'}: {sum(sizes.values())} documents could be read, which is "
+      f"{', '.join(sizes) or _named(spec)}: {sum(sizes.values())} documents could be read, "
       f"too few to measure some and hold others back; bad records: {_bad(accounts)}"
     )
   found = {
@@ -114,6 +114,11 @@ def _allocate(
       parts.append(part)
       weights.append(np.full(part.num_rows, sizes[name] / part.num_rows))
   return parts, np.concatenate(weights)
+
+
+def _named(spec: InputSpec) -> str:
+  given = spec.paths
+  return str(list(given.values()) if isinstance(given, dict) else list(given))
 
 
 def _bad(accounts: dict[str, Any]) -> str:

@@ -46,6 +46,18 @@ class Options:
   rounds: int = ROUNDS
   most_mb: float = 1024.0
 
+  def __post_init__(self) -> None:
+    least = {"sample": 1, "held": 1, "seed": 0, "rounds": 0}
+    wrong = [
+      f"{name} must be {low} or more, got {getattr(self, name)}"
+      for name, low in least.items()
+      if getattr(self, name) < low
+    ]
+    if not self.most_mb > 0:
+      wrong.append(f"most_mb must be above 0, got {self.most_mb}")
+    if wrong:
+      raise ValueError("; ".join(wrong))
+
 
 @dataclasses.dataclass
 class Result:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jdc.data import token_shards
-from jdc.prep import check
+from jdc.prep import check, manifest
 from jdc.prep.feedback import evidence as evidence_lib
 from jdc.prep.feedback import lists, propose, report, texts
 from jdc.prep.feedback import table as table_lib
 from jdc.prep.feedback.propose import Limits
 from jdc.prep.spec import PlanSpec
+
+_GUARDS = ("refuse_texts",)  # steps that change no data, which a loop adds
 
 
 class Written(NamedTuple):
@@ -39,7 +41,8 @@ def feedback(
     limits: of the proposal.
 
   Raises:
-    ValueError: if table, data and plan do not belong together, or the plan cannot run.
+    ValueError: if table, data and plan do not belong together, as far as the manifest beside
+      the data tells, or the plan cannot run.
   """
   plan, output = Path(plan), Path(output)
   if output.absolute().parent != plan.absolute().parent:
@@ -47,6 +50,7 @@ def feedback(
       f"{output}: must lie in the folder of {plan}, where the paths of both start"
     )
   old, table = PlanSpec.read(plan), table_lib.read(run)
+  _check_plan(old, plan, Path(data))
   _check_data(table, data)
   found = evidence_lib.weigh(table, table_lib.documents(table))
   proposal = propose.propose(table, found, limits, data)
@@ -69,7 +73,8 @@ def feedback(
     digest = lists.write(path, reasons, f"of {Path(run).name}, table {table.sha256[:16]}")
     listed = {"path": path.name, "sha256": digest}
     files |= {"list": str(path), "list_sha256": digest}
-  shown = texts.texts_of(data, report.examples_of(proposal)) if proposal.reasons else {}
+  listed_documents = [*report.examples_of(proposal), *report.to_look_at(table, found, proposal)]
+  shown = texts.texts_of(data, listed_documents) if listed_documents else {}
   described = report.describe(table, found, proposal, limits, files, shown)
   _write(output.with_name(f"{name}.report.json"), json.dumps(described, indent=1) + "\n")
   if not proposal.changes:
@@ -88,6 +93,28 @@ def _dropped_before(plan: PlanSpec, root: Path) -> dict[str, str]:
   return {doc_id: why for path in paths for doc_id, why in lists.read(root / path).items()}
 
 
+def _check_plan(plan: PlanSpec, path: Path, data: Path) -> None:
+  """Raises a ValueError if the manifest of the data tells of another plan."""
+  folder = data.parent
+  if not manifest.is_complete(folder):
+    return
+  made = manifest.plan_of(manifest.read(folder))
+  wrong = [
+    name
+    for name, of in (
+      ("input", lambda held: held.input),
+      ("step", lambda held: [(s.op, s.params) for s in held.step if s.op not in _GUARDS]),
+      ("output", lambda held: held.output),
+    )
+    if of(made) != of(plan)
+  ]
+  if wrong:
+    raise ValueError(
+      f"{path}: is not the plan of {data}, by {folder / manifest.NAME}: {', '.join(wrong)} "
+      "differ"
+    )
+
+
 def _check_data(table: table_lib.Table, data: str | Path) -> None:
   """Raises a ValueError unless the shards hold the documents of the table."""
   domains = token_shards.open_folder(data)
@@ -98,6 +125,17 @@ def _check_data(table: table_lib.Table, data: str | Path) -> None:
     raise ValueError(
       f"{data}: {rows} rows, {tokens} target tokens, of domains {sorted(domains)}; the table "
       f"has {told[0]} and {told[1]} of {list(table.domains)}: it is of other data"
+    )
+  held = {
+    piece.doc_id
+    for domain in domains.values()
+    for row in range(len(domain.train))
+    for piece in domain.train.documents(row)
+  }
+  if strangers := [doc_id for doc_id in table.doc_id if doc_id not in held]:
+    raise ValueError(
+      f"{data}: lacks {len(strangers)} documents of the table, such as {strangers[0]}: it is "
+      "of other data"
     )
 
 

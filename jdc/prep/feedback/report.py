@@ -1,6 +1,6 @@
 """What a proposal would change and why, with the figures and the files that they come from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from jdc.prep.feedback.table import Table
 
 _EXAMPLES = 5  # documents shown of each reason
 _EXCERPT = 160  # characters
+_HIGH = 3.0  # spreads from which on a first loss is high
 
 
 def describe(
@@ -51,9 +52,11 @@ def describe(
     "limits": vars(limits),
     "documents": len(table.doc_id),
     "documents_seen": int((found.seen > 0).sum()),
+    "documents_nonfinite": int((found.nonfinite > 0).sum()),
     "domains": domains,
     "drops": drops,
     "held_back": proposal.held_back,
+    "to_look_at": _looked_at(table, evidence, proposal, texts),
     "max_tokens": proposal.max_tokens,
     "expected": _expected(evidence, proposal),
   }
@@ -65,6 +68,31 @@ def examples_of(proposal: Proposal) -> list[str]:
   for reason in sorted(set(proposal.reasons.values())):
     shown += [d for d, why in proposal.reasons.items() if why == reason][:_EXAMPLES]
   return shown
+
+
+def to_look_at(table: Table, evidence: Evidence, proposal: Proposal) -> list[str]:
+  """Returns some of the documents with high losses that did not fall, the highest first."""
+  return [table.doc_id[i] for i in _unlearnt(table, evidence, proposal)[:_EXAMPLES]]
+
+
+def _unlearnt(table: Table, evidence: Evidence, proposal: Proposal) -> list[int]:
+  """Documents seen twice or more whose first loss was high and whose last one is no lower.
+
+  That is noise, or what is hard: nothing is done about it, a reader decides.
+  """
+  found = evidence.found
+  high = (evidence.surprise >= _HIGH) & (found.views >= 2)
+  rows = np.flatnonzero(high & (found.loss_last >= found.loss_first))
+  rows = rows[np.argsort(-evidence.surprise[rows], kind="stable")]
+  return [i for i in rows.tolist() if table.doc_id[i] not in proposal.reasons]
+
+
+def _looked_at(
+  table: Table, evidence: Evidence, proposal: Proposal, texts: Mapping[str, str]
+) -> dict[str, Any]:
+  rows = _unlearnt(table, evidence, proposal)
+  shown = [_example(table, evidence, i, texts) for i in rows[:_EXAMPLES]]
+  return {"documents": len(rows), "surprise_from": _HIGH, "examples": shown}
 
 
 def _example(table: Table, evidence: Evidence, i: int, texts: Mapping[str, str]) -> dict:
@@ -115,17 +143,31 @@ def to_text(value: Mapping[str, Any]) -> str:
     lines.append(
       f"{name:<16} {' '.join(cells)} {d['share_before']:6.3f} -> {d['share_after']:.3f}"
     )
+  if value["documents_nonfinite"]:
+    lines.append(
+      f"{value['documents_nonfinite']} documents were in rows whose losses were not finite at "
+      "times: these views count for nothing, see num_nonfinite in the table"
+    )
   for reason, drop in value["drops"].items():
     share = 100 * drop["share_of_tokens_seen"]
     lines.append(f"drop {drop['documents']} {reason}, {share:.1f} % of the tokens seen:")
-    for example in drop["examples"]:
-      text = " ".join(example["text"].split())[:70]
-      lines.append(f"  {example['doc_id']} {example['domain']}: {text}")
+    lines += _shown(drop["examples"])
+  if look := value["to_look_at"]["documents"]:
+    lines.append(f"to look at, {look} whose high losses did not fall, noise perhaps:")
+    lines += _shown(value["to_look_at"]["examples"])
   for reason, count in value["held_back"].items():
     lines.append(f"not dropped, beyond max_drop: {count} {reason}")
   if not value["drops"] and not value["max_tokens"]:
     lines.append("nothing to change: the evidence supports no step")
   return "\n".join(lines)
+
+
+def _shown(examples: Sequence[Mapping[str, Any]]) -> list[str]:
+  texts = (" ".join(example["text"].split())[:70] for example in examples)
+  return [
+    f"  {example['doc_id']} {example['domain']}: {text}"
+    for example, text in zip(examples, texts, strict=True)
+  ]
 
 
 def _cell(value: float | None, width: int) -> str:

@@ -19,7 +19,7 @@ NAME = "examples.parquet"
 _NEEDED = (
   "example_id", "doc_id", "source", "source_offset", "tokens", "domain", "times_seen",
   "loss_first", "step_first", "loss_last", "step_last", "loss_excess", "influence",
-  "influence_std", "influence_count",
+  "influence_std", "influence_count", "num_nonfinite",
 )  # fmt: skip
 
 
@@ -38,6 +38,7 @@ class Pieces(NamedTuple):
   influence: np.ndarray
   influence_std: np.ndarray
   influence_count: np.ndarray
+  num_nonfinite: np.ndarray
 
 
 class Table(NamedTuple):
@@ -67,6 +68,7 @@ class Documents(NamedTuple):
     influence: mean over rows and views.
     influence_count: rows times views.
     influence_squares: sum of squares of the deviations from that mean.
+    nonfinite: views of its rows whose losses were not finite, which count for nothing else.
   """
 
   tokens: np.ndarray
@@ -79,17 +81,21 @@ class Documents(NamedTuple):
   influence: np.ndarray
   influence_count: np.ndarray
   influence_squares: np.ndarray
+  nonfinite: np.ndarray
 
 
 def read(run: str | Path) -> Table:
   """Reads the table in the folder of a run.
 
   Raises:
-    ValueError: if there is none, or its run did not read token shards, which name documents.
+    ValueError: if there is none, it lacks columns, or its run did not read token shards, which
+      name documents.
   """
   path = Path(run) / NAME
   if not path.is_file():
     raise ValueError(f"{path}: no such file; train with --config.logging.example_table=True")
+  if missing := [name for name in _NEEDED if name not in pq.read_schema(path).names]:
+    raise ValueError(f"{path}: lacks the columns {', '.join(missing)}: is no example table")
   columns = pq.read_table(path, columns=list(_NEEDED)).to_pydict()
   if any(doc_id is None for doc_id in columns["doc_id"]):
     raise ValueError(
@@ -172,4 +178,5 @@ def documents(table: Table) -> Documents:
     influence=influence,
     influence_count=np.bincount(p.document, count, size),
     influence_squares=np.bincount(p.document, squares, size),
+    nonfinite=np.bincount(p.document, np.nan_to_num(p.num_nonfinite), size),
   )

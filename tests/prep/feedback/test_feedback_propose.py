@@ -11,7 +11,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("numba")
 
 from jdc.prep import runner  # noqa: E402
-from jdc.prep.feedback import command, lists, texts  # noqa: E402
+from jdc.prep.feedback import command, lists, report, texts  # noqa: E402
 from jdc.prep.feedback.propose import Limits  # noqa: E402
 from jdc.prep.spec import PlanSpec  # noqa: E402
 
@@ -54,8 +54,8 @@ def test_changes_nothing_without_evidence(prepared, make_table, view):
   assert written.plan is None
   assert not plan.with_name("next.toml").exists()
   assert written.report["drops"] == {}
-  report = json.loads(plan.with_name("next.report.json").read_text())
-  assert report == written.report
+  found = json.loads(plan.with_name("next.report.json").read_text())
+  assert found == written.report
 
 
 def told_of(view, copies=(), texts_by_id=None):
@@ -186,3 +186,89 @@ def test_what_does_not_belong_together_is_an_error(
     command.feedback(run, data, plan, tmp_path / "elsewhere" / "next.toml", Limits())
   with pytest.raises(ValueError, match="max_drop must be in"):
     Limits(max_drop=1.0)
+
+
+def changed(run, name, change):
+  """Writes a column of a table anew."""
+  path = run / "examples.parquet"
+  table = pq.read_table(path)
+  place = table.schema.get_field_index(name)
+  values = pa.array(change(table.column(name).to_pylist()), table.schema.field(name).type)
+  pq.write_table(table.set_column(place, table.schema.field(name), values), path)
+
+
+def test_a_table_of_documents_that_are_not_in_the_data_is_refused(prepared, make_table, view):
+  plan, data, _ = prepared
+  run = make_table(data, told_of(view))
+  stranger = "f" * 32
+  changed(run, "doc_id", lambda ids: [stranger if n == 0 else doc for n, doc in enumerate(ids)])
+  with pytest.raises(ValueError, match=f"lacks 1 documents of the table, such as {stranger}"):
+    command.feedback(run, data, plan, plan.with_name("next.toml"), Limits())
+  assert not plan.with_name("next.toml").exists()
+
+
+def test_another_plan_than_that_of_the_data_is_refused(prepared, make_table, view):
+  plan, data, _ = prepared
+  run = make_table(data, told_of(view))
+  other = plan.with_name("other.toml")
+  other.write_text(PLAN.replace("[output]", '[[step]]\nop = "word_count"\n[output]'))
+  with pytest.raises(ValueError, match=r"other.toml: is not the plan of .*: step differ"):
+    command.feedback(run, data, other, plan.with_name("next.toml"), Limits())
+  # Words and expectations may change.
+  other.write_text(PLAN.replace("jdc_pipeline = 1", 'jdc_pipeline = 1\ngoal = "text"'))
+  command.feedback(run, data, other, plan.with_name("next.toml"), Limits())
+
+
+def test_a_table_without_columns_is_refused(prepared, make_table, view):
+  plan, data, _ = prepared
+  run = make_table(data, told_of(view))
+  path = run / "examples.parquet"
+  pq.write_table(pq.read_table(path).drop_columns(["loss_excess", "tokens"]), path)
+  with pytest.raises(ValueError, match=r"lacks the columns tokens, loss_excess"):
+    command.feedback(run, data, plan, plan.with_name("next.toml"), Limits())
+
+
+def test_losses_that_are_not_finite_are_told_and_judge_nothing(prepared, make_table, view):
+  plan, data, _ = prepared
+  run = make_table(data, told_of(view), name="whole")
+  lost = make_table(data, told_of(view), name="lost")
+  before = command.feedback(run, data, plan, plan.with_name("next.toml"), Limits()).report
+  assert before["documents_nonfinite"] == 0
+  rows = pq.read_table(lost / "examples.parquet").column("domain").to_pylist()
+  bad = [name == "bad" for name in rows]
+
+  def without_bad(values):
+    return [np.nan if b else x for b, x in zip(bad, values, strict=True)]
+
+  for name in ("loss_first", "loss_last", "loss_excess", "influence"):
+    changed(lost, name, without_bad)
+  changed(lost, "num_nonfinite", lambda old: [int(b) for b in bad])
+  after = command.feedback(lost, data, plan, plan.with_name("next.toml"), Limits()).report
+  assert after["documents_nonfinite"] == after["domains"]["bad"]["documents"]
+  assert "harmful" in before["drops"]
+  assert "harmful" not in after["drops"]
+  assert after["domains"]["bad"]["factor"] == 1
+  assert f"{after['documents_nonfinite']} documents were in rows" in report.to_text(after)
+
+
+def test_high_losses_that_do_not_fall_are_shown_and_not_acted_on(prepared, make_table, view):
+  plan, data, _ = prepared
+  chosen = {}
+
+  def told(doc_id, domain, place, rng):
+    step = int(rng.integers(150, 900))
+    first = float(rng.normal(2.5, 0.05))
+    if domain == "good" and (kind := chosen.setdefault(doc_id, len(chosen))) < 3:
+      # High throughout, high and learnt, high and seen once.
+      return view(step, 4.0, (4.1, 2.0, None)[kind])
+    return view(step, first, first - 0.3)
+
+  run = make_table(data, told)
+  found = command.feedback(run, data, plan, plan.with_name("next.toml"), Limits()).report
+  look = found["to_look_at"]
+  assert look["documents"] == 1
+  (example,) = look["examples"]
+  assert example["doc_id"] == next(iter(chosen))
+  assert example["text"]
+  assert found["drops"] == {}
+  assert example["doc_id"] in report.to_text(found)
