@@ -151,15 +151,15 @@ def _completions(model: "TextModel", questions: Sequence[Question]) -> list[Repl
   first = held[0]
   stops = tuple(first.get("stop", ()))
   most = first.get("max_tokens") or first["max_completion_tokens"]
-  prompts = [_prompt(model, each["messages"]) for each in held]
+  prompts = [_prompt_or_refusal(model, each["messages"]) for each in held]
+  ids = {i: prompt for i, prompt in enumerate(prompts) if not isinstance(prompt, Reply)}
   room = model.context_length - most
-  fits = [not model.context_length or len(prompt) <= room for prompt in prompts]
-  chosen = [i for i, good in enumerate(fits) if good]
+  chosen = [i for i in ids if not model.context_length or len(ids[i]) <= room]
   decode = model.own.tokenizer.decode
   made = generate(
     model.model,
     model.params,
-    [prompts[i] for i in chosen],
+    [ids[i] for i in chosen],
     max_new_tokens=most,
     temperature=first.get("temperature") or 0.0,
     top_p=first.get("top_p") or 1.0,
@@ -170,11 +170,14 @@ def _completions(model: "TextModel", questions: Sequence[Question]) -> list[Repl
     context_length=model.context_length,
     draws=[int.from_bytes(questions[i].key[:4]) >> 1 for i in chosen],
   )
-  replies = [_too_long(len(prompt), most, model.context_length) for prompt in prompts]
+  replies = [
+    prompt if isinstance(prompt, Reply) else _too_long(len(prompt), most, model.context_length)
+    for prompt in prompts
+  ]
   for i, completion in zip(chosen, made, strict=True):
     text = model.text_of(completion, stops)
     count = len(completion.ids)
-    replies[i] = Reply(text, completion.stopped, len(prompts[i]), count)
+    replies[i] = Reply(text, completion.stopped, len(ids[i]), count)
   return replies
 
 
@@ -185,7 +188,10 @@ def _likelihoods(model: "TextModel", questions: Sequence[Question]) -> list[Repl
   replies, requests = [], []
   chosen: dict[int, int] = {}  # of questions that fit, the tokens of their prompts
   for question in questions:
-    prompt = _prompt(model, orjson.loads(question.body)["messages"])
+    prompt = _prompt_or_refusal(model, orjson.loads(question.body)["messages"])
+    if isinstance(prompt, Reply):
+      replies.append(prompt)
+      continue
     before = "" if model.chat else "\n\n"
     options = [
       tuple(model.own.tokenizer.encode(before + option)[0].tolist())
@@ -201,6 +207,21 @@ def _likelihoods(model: "TextModel", questions: Sequence[Question]) -> list[Repl
     values = [next(found).log_probability for _ in questions[i].options]
     replies[i] = Reply(orjson.dumps(values).decode(), "stop", length, 0)
   return replies
+
+
+def _prompt_or_refusal(
+  model: "TextModel", messages: Sequence[dict[str, str]]
+) -> tuple[int, ...] | Reply:
+  """Returns the prompt, or why the chat template refuses what a document says.
+
+  Raises:
+    ValueError: if it refuses such messages whatever they say.
+  """
+  try:
+    return _prompt(model, messages)
+  except ValueError as error:
+    _prompt(model, [{**message, "content": "1"} for message in messages])
+    return Reply("", "", 0, 0, f"refused: {error}")
 
 
 def _prompt(model: "TextModel", messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
