@@ -11,7 +11,7 @@ from jdc.data.batch import inputs_and_targets
 from jdc.data.loader import Pool
 from jdc.models.decoder import decoder
 from jdc.policies import mixture, ordering
-from jdc.train import loop
+from jdc.train import assemble
 
 STATIC = mixture.static((0.3, 0.3, 0.4))
 ORDERINGS = {
@@ -27,7 +27,7 @@ ORDERINGS = {
 @pytest.fixture
 def orders(monkeypatch):
   """Collects what is put in order: the step, the parameters, the rows in their new order."""
-  made, make_arrange = [], loop.make_arrange
+  made, make_arrange = [], assemble.make_arrange
 
   def recording(*args):
     arrange = make_arrange(*args)
@@ -40,7 +40,7 @@ def orders(monkeypatch):
 
     return record
 
-  monkeypatch.setattr(loop, "make_arrange", recording)
+  monkeypatch.setattr(assemble, "make_arrange", recording)
   return made
 
 
