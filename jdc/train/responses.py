@@ -1,6 +1,8 @@
 """Responses to the prompts of a target set: drawn, rewarded, and made a policy gradient."""
 
 import dataclasses
+import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -25,6 +27,7 @@ from jdc.stats.target import TargetState
 from jdc.stats.target_rows import TargetRows
 from jdc.train.config import RunConfig
 from jdc.train.cost import Cost
+from jdc.train.describe import describe
 from jdc.train.state import Reference, TrainState, full_params
 
 
@@ -36,12 +39,22 @@ class Responses(NamedTuple):
   stop_ids: tuple[int, ...]  # each ends a response
   frozen: Reference | None = None  # what writes them; `None`: the model as it is
 
-  def describe(self) -> dict[str, str]:
-    """Returns what a resumed run must have in common with the saved one."""
+  def describe(self) -> dict[str, Any]:
+    """Returns what a resumed run must have in common with the saved one.
+
+    A reward is told by its name, its own text and what it holds, not by what it calls.
+    """
     function = self.reward
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    frozen = "" if self.frozen is None else self.frozen.fingerprint
-    return {"responses.reward": f"{function.__module__}.{name}", "responses.frozen": frozen}
+    named = function if hasattr(function, "__qualname__") else type(function)
+    try:
+      text = hashlib.blake2b(inspect.getsource(named).encode(), digest_size=8).hexdigest()
+    except (OSError, TypeError):  # written in another language, or at a prompt
+      text = ""
+    return describe({"responses.reward_holds": function}) | {
+      "responses.reward": f"{named.__module__}.{named.__qualname__}",
+      "responses.reward_text": text,
+      "responses.frozen": "" if self.frozen is None else self.frozen.fingerprint,
+    }
 
 
 class Drawn(NamedTuple):

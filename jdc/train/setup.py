@@ -205,7 +205,7 @@ def describe_run(
   weights: Weights | None,
   targets: TargetRows | None = None,
   reference: str | None = None,
-  responses: Mapping[str, str] | None = None,
+  responses: Mapping[str, Any] | None = None,
   recorded: Decisions | None = None,
 ) -> dict[str, Any]:
   """Returns what a resumed run must have in common with the saved one, as JSON."""

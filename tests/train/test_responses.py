@@ -20,6 +20,7 @@ from jdc.stats.policy_gradient import (
 from jdc.train import features as features_lib
 from jdc.train import loop, offline, setup, sharding, sources, state
 from jdc.train.config import FeaturesConfig, ResponsesConfig, TargetConfig
+from jdc.train.responses import Responses
 from jdc.train.state import Reference, Start
 
 GIVEN = ResponsesConfig(count=3, max_new_tokens=5, coefficients="dataflex", batch_size=8)
@@ -156,6 +157,31 @@ def test_scores_of_a_pool_by_rewards_without_training(build, tmp_path):
   assert np.isfinite(found.columns["score"]).sum() == 24
   assert 0 < found.metrics["mean_reward"] < 1
   assert found.cost.backward > 0
+
+
+def made_reward(limit):
+  def reward(prompt, response, reference):
+    return float(len(response) > limit)
+
+  return reward
+
+
+def test_a_reward_is_known_by_its_text_and_by_what_it_holds():
+  def reward(prompt, response, reference):
+    return 1.0
+
+  def described(function):
+    return Responses(function, str, ()).describe()
+
+  first = described(reward)
+
+  def reward(prompt, response, reference):
+    return 0.5
+
+  changed = {name for name, x in described(reward).items() if x != first[name]}
+  assert changed == {"responses.reward_text"}
+  assert described(made_reward(1)) == described(made_reward(1)) != described(made_reward(2))
+  assert described(max)["responses.reward"] == "builtins.max"
 
 
 def test_a_reward_that_fails_stops_the_run_with_the_prompt(build, tmp_path):
