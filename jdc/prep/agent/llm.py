@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pydantic
 
 from jdc.prep import ops
-from jdc.prep.agent import tools
+from jdc.prep.agent import served, tools
 from jdc.prep.agent.planner import Proposal, Task
 from jdc.prep.agent.rules import ordered, output_of
 from jdc.prep.spec import PlanSpec, StepSpec
@@ -172,7 +172,8 @@ class LLMPlanner:
 
     @agent.output_validator
     def _can_run(answer: PlannedSteps) -> PlannedSteps:
-      problems = tools.problems(task, steps_of(answer))
+      made = steps_of(answer)
+      problems = tools.problems(task, made) or served.unserved(task.goal, made)
       if problems:
         raise ModelRetry("\n".join(problems))
       return answer

@@ -9,7 +9,8 @@ import pytest
 from agent_corpus import GOAL
 
 from jdc.prep import canaries, runner, step, verify
-from jdc.prep.agent import again, command, rules, workflow
+from jdc.prep.agent import again, command, rules, served, workflow
+from jdc.prep.agent import goal as goal_lib
 from jdc.prep.spec import Expectation, PlanSpec
 from jdc.prep.verify import Sample, Verifier
 
@@ -311,6 +312,15 @@ def test_instruction_data_can_be_planned(tmp_path):
   assert made.verification.rules["sft_filter.response_words"]["first"] > 0
 
 
+def test_sizes_that_cannot_be_are_named_before_anything_is_read(tmp_path):
+  with pytest.raises(ValueError, match=r"sample must be 1 or more, got 0; held .* got -5"):
+    workflow.Options(sample=0, held=-5)
+  (tmp_path / "empty.jsonl").write_text("")
+  spec = workflow.input_of([str(tmp_path / "empty.jsonl")], tmp_path)
+  with pytest.raises(ValueError, match=r"empty\.jsonl'\]: 0 documents could be read"):
+    workflow.plan("clean text", spec, tmp_path, rules.RulePlanner())
+
+
 @pytest.mark.parametrize("text", ["remove exact duplicates", "no e-mails, no duplicates"])
 def test_a_goal_about_one_thing_copes_with_records_without_words(text, raw, tmp_path):
   folder = tmp_path / "raw"
@@ -321,6 +331,22 @@ def test_a_goal_about_one_thing_copes_with_records_without_words(text, raw, tmp_
   (folder / "blank.jsonl").write_text("\n".join(blank) + "\n")
   result = make(text, folder, tmp_path / "out")
   assert result.accepted, result.verification.failures
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "clean web text of at least 10 words and at most 9,000 words, no links, no citations",
+    "no whitespace, no repeated lines, no menus, no symbol lines, chunks of 100 words",
+    "no duplicates, a budget of 900 words, fewer than 5 words",
+  ],
+)
+def test_the_default_planner_serves_what_no_measure_would_miss(text, raw, tmp_path):
+  plan = make(text, raw, tmp_path).plan
+  read = goal_lib.read(text)
+  assert not read.unknown or read.unknown == ("of",)
+  assert served.unserved(read, plan.step) == []
+  assert served.unserved(read, [step("fix_unicode")])
 
 
 def test_a_budget_is_not_held_against_the_plan_that_keeps_to_it(raw, tmp_path):
