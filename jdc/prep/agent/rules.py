@@ -27,7 +27,7 @@ _RECIPES: dict[str, dict[str, Any]] = {
   "c4": {"c4": _C4},
   "fineweb": {**_GOPHER, "c4": _C4, "fineweb": _FINEWEB},
 }
-_SINGLE = {  # rules that a wish asks for by itself
+SINGLE = {  # rules that a wish asks for by itself
   "short": ("word_count",),
   "repetition": ("gopher_repetition", "compression_ratio"),
   "gibberish": ("alpha_words", "mean_word_length", "compression_ratio"),
@@ -199,7 +199,7 @@ class _Steps:
       rules |= _RECIPES[name]
       words = [self.clean.words, *([web.words] if web else [])]
       why.append(f"goal: {' and '.join(map(repr, words))}, published rules of {name}")
-    for wish, names in _SINGLE.items():
+    for wish, names in SINGLE.items():
       if asked := self._asked(wish):
         rules |= {n: {} for n in names if n not in rules and not _in_group(n, rules)}
         why.append(asked)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from jdc.prep import ops, predicates
 from jdc.prep.agent import contract
 from jdc.prep.agent.goal import Goal
+from jdc.prep.agent.rules import SINGLE
 from jdc.prep.ops.filters import Filter
 from jdc.prep.spec import StepSpec
 
@@ -36,10 +37,10 @@ def unserved(goal: Goal, steps: Iterable[StepSpec]) -> list[str]:
     ["nothing serves 'at least 20 words': word_count with min=20"]
   """
   steps = tuple(steps)
-  there = {held.op for held in steps}
+  there = {held.op for held in steps} | {b.reason.partition(".")[0] for b in _all_bounds(steps)}
   lines = []
   for wish in goal.intents:
-    names = _OPERATORS.get(wish.capability)
+    names = _OPERATORS.get(wish.capability) or SINGLE.get(wish.capability)
     if names and not wish.off and not there & set(names):
       lines.append(f"nothing serves {wish.words!r}: {' or '.join(names)}")
     path = wish.args.get("path")
@@ -53,7 +54,7 @@ def _words(goal: Goal, steps: tuple[StepSpec, ...]) -> list[str]:
   if not wishes:
     return []
   low, high = contract.word_bounds(goal)
-  bounds = [bound for held in steps for bound in _word_counts(held)]
+  bounds = [bound for bound in _all_bounds(steps) if bound.reason == "word_count"]
   least = max((b.min for b in bounds if b.min is not None), default=-math.inf)
   most = min((b.max for b in bounds if b.max is not None), default=math.inf)
   missing = [f"min={low:g}"] if least < low else []
@@ -62,13 +63,15 @@ def _words(goal: Goal, steps: tuple[StepSpec, ...]) -> list[str]:
   return [f"nothing serves {said}: word_count with {', '.join(missing)}"] if missing else []
 
 
-def _word_counts(held: StepSpec) -> list[predicates.Bound]:
-  params = ops.OPERATORS[held.op].make_params(held.params)
-  if isinstance(params, predicates.Rule):
-    found = params.bounds()
-  else:
-    found = predicates.bounds_of(params.rules) if isinstance(params, Filter) else ()
-  return [bound for bound in found if bound.reason == "word_count"]
+def _all_bounds(steps: tuple[StepSpec, ...]) -> list[predicates.Bound]:
+  found: list[predicates.Bound] = []
+  for held in steps:
+    params = ops.OPERATORS[held.op].make_params(held.params)
+    if isinstance(params, predicates.Rule):
+      found += params.bounds()
+    elif isinstance(params, Filter):
+      found += predicates.bounds_of(params.rules)
+  return found
 
 
 def _names(held: StepSpec, path: str) -> bool:

@@ -340,11 +340,13 @@ def test_a_planner_by_name(monkeypatch):
 def test_an_answer_that_leaves_a_wish_unserved_is_refused(tmp_path):
   """What no measure of the output would show: the plan would be accepted without it."""
   held = task(tmp_path)
-  held = dataclasses.replace(held, goal=goal_lib.read("no links, at least 20 words"))
-  whole = steps({"op": "strip_urls"}, {"op": "word_count", "params": {"min": 25}})
+  held = dataclasses.replace(held, goal=goal_lib.read("no links, no spam, at least 20 words"))
+  count = {"op": "word_count", "params": {"min": 25}}
+  whole = steps({"op": "strip_urls"}, {"op": "compression_ratio"}, count)
   model, seen = answers(steps({"op": "alpha_words"}), whole)
   made = llm.LLMPlanner(model, "tiny").plan(held)
   (line,) = told(seen)
   assert "nothing serves 'no links': strip_urls" in line
+  assert "nothing serves 'no spam': gopher_repetition or compression_ratio" in line
   assert "nothing serves 'at least 20 words': word_count with min=20" in line
-  assert [s.op for s in made.plan.step] == ["strip_urls", "word_count"]
+  assert {s.op for s in made.plan.step} == {"strip_urls", "compression_ratio", "word_count"}

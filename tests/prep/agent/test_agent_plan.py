@@ -339,6 +339,8 @@ def test_a_goal_about_one_thing_copes_with_records_without_words(text, raw, tmp_
     "clean web text of at least 10 words and at most 9,000 words, no links, no citations",
     "no whitespace, no repeated lines, no menus, no symbol lines, chunks of 100 words",
     "no duplicates, a budget of 900 words, fewer than 5 words",
+    "no gibberish, no spam, no javascript",
+    "clean web text, no spam, no short texts, no code",
   ],
 )
 def test_the_default_planner_serves_what_no_measure_would_miss(text, raw, tmp_path):
