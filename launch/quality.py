@@ -95,6 +95,10 @@ def _described(about: dict[str, Any]) -> str:
     f"{test['accuracy_of_majority']:.4f}), calibration error "
     f"{test['expected_calibration_error']:.4f}"
   )
+  if test["auc"] - 2 * test["auc_standard_error"] <= 0.5:
+    lines.append(
+      "warning: documents that were held out are told apart no better than by chance"
+    )
   if "agreement" in about:
     lines.append(f"agreement with labels: {json.dumps(about['agreement'])}")
   lines.append("min_score  kept  of positive  of negative  precision")

@@ -65,7 +65,14 @@ def auc(score: np.ndarray, label: np.ndarray) -> float:
 
 
 def auc_error(value: float, ones: int, zeros: int) -> float:
-  """Returns the standard error of an AUC (Hanley and McNeil, 1982)."""
+  """Returns the standard error of an AUC (Hanley and McNeil, 1982).
+
+  Where all pairs are in order, or none, as if half a pair were not: few documents prove little.
+
+  >>> round(auc_error(1.0, 5, 6), 3), round(auc_error(1.0, 500, 600), 5)
+  (0.044, 4e-05)
+  """
+  value = min(max(value, 0.5 / (ones * zeros)), 1 - 0.5 / (ones * zeros))
   q1, q2 = value / (2 - value), 2 * value**2 / (1 + value)
   spread = value * (1 - value) + (ones - 1) * (q1 - value**2) + (zeros - 1) * (q2 - value**2)
   return math.sqrt(max(spread, 0.0) / (ones * zeros))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from jdc.prep.quality import classifier, examples, logistic, measure
 from jdc.prep.quality.features import Features, features, sums
+from jdc.prep.sample import hash64
 
 ROOT = Path(__file__).parents[3]
 DATA = Path(os.environ.get("JDC_TEST_DATA", ROOT / "../shared/data"))
@@ -196,6 +197,27 @@ def test_scores_are_the_calibrated_sums(made):
   assert classifier.fit(sides(), buckets=1 << 12, l2=100).slope > 2
 
 
+def test_calibration_and_report_are_of_documents_that_were_held_out():
+  """Labels by chance: what was learnt by heart says nothing of other documents."""
+  texts = documents(1000, 1, True)
+  label = np.random.default_rng(0).random(1000) < 0.5
+  found = classifier.fit(classifier.Labelled(texts, label), buckets=1 << 16, l2=0.01)
+  number = np.array([hash64(text.encode(), 0) / 2**64 for text in texts])
+  z = sums(pa.array(texts), found.weight)[0] + found.bias
+  train, test = number >= 0.2, number < 0.1
+  calibrate = ~train & ~test
+  assert measure.auc(z[train], label[train]) > 0.99
+  assert found[2:4] == pytest.approx(measure.platt(z[calibrate], label[calibrate]), abs=1e-5)
+  p = found.probability(z[test])
+  assert found.about["test"] == {
+    **found.about["test"],
+    "documents": np.sum(test),
+    "auc": round(measure.auc(p, label[test]), 5),
+    "expected_calibration_error": round(measure.reliability(p, label[test])[0], 5),
+  }
+  assert abs(found.about["test"]["auc"] - 0.5) < 0.25
+
+
 def test_a_text_without_words_has_no_score(made):
   found = made.score(pa.array(["...", "theorem proof", ""]))
   assert np.isnan(found).tolist() == [True, False, True]
@@ -277,7 +299,7 @@ def test_labels_of_a_dear_model_are_distilled(tmp_path):
 
 
 def test_many_examples_are_a_sample_that_does_not_depend_on_files(tmp_path):
-  good, bad = documents(200, 1, True), documents(200, 2, False)
+  good, bad = documents(600, 1, True), documents(600, 2, False)
   one = [write(tmp_path / "good.jsonl.gz", [{"text": t} for t in good])]
   two = [
     write(tmp_path / f"{n}.jsonl.gz", [{"text": t} for t in good[::-1][n::3]]) for n in range(3)
@@ -287,6 +309,9 @@ def test_many_examples_are_a_sample_that_does_not_depend_on_files(tmp_path):
   assert first.texts == second.texts
   assert first.label.sum() == 120
   assert set(first.texts[:120]) < set(good)
+  # Which are taken says nothing of the part that they fall into.
+  about = classifier.fit(examples.of_sides(one, other, most=120), buckets=1 << 12).about
+  assert about["examples"]["train"] > 160
   (tmp_path / "bad.jsonl").write_text('{"text": "a"}\nno JSON\n')
   with pytest.raises(ValueError, match=r"bad\.jsonl:2: invalid JSON.*must all be readable"):
     examples.of_sides([str(tmp_path / "bad.jsonl")], other)
