@@ -201,9 +201,8 @@ def _comparable(path: Path) -> dict[str, Any]:
   """Returns of a plan what changes its output; of a run its results, too."""
   if path.is_dir():
     held = manifest.read(path)
-    plan = manifest.plan_of(held)
     results = {name: held[name] for name in ("accounts", "output_hash")}
-    return {**check.essence(plan, path), **results}
+    return {**manifest.essence(held), **results}
   return check.essence(PlanSpec.read(path), path.parent)
 
 

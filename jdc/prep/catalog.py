@@ -83,6 +83,7 @@ class Operator:
       some, or a function of the parameters that says so.
     early: of a map, whether it changes documents one by one, drops none and costs less than to
       write them once more: it may be done in the pass before, ahead of what stands before it.
+    messages: of a map of texts, whether it changes the messages of instruction data, too.
     stage_rank: where it usually stands; `explain` remarks on other orders.
     cost: microseconds of one core for a document of 1.2 kB, about.
     not_after: operators it cannot follow, and why.
@@ -101,6 +102,7 @@ class Operator:
   keys_of: tuple[str, ...] | None = None
   rewrites: bool | Callable[[Any], bool] = False
   early: bool = False
+  messages: bool = False
   stage_rank: int = 50
   cost: float = 1.0
   not_after: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -107,6 +107,24 @@ def remarks(plan: PlanSpec) -> list[str]:
     again = again or name in [op for n, op, _ in ranked if n > number]
     if other_rank < rank and not again:
       found.append(f"step {number} ({other}) usually stands before {name}")
+  return [*found, *_text_of_messages(plan)]
+
+
+def _text_of_messages(plan: PlanSpec) -> list[str]:
+  """Returns which steps change the text of messages, and not the messages."""
+  found, normalized = [], 0
+  for number, step in enumerate(plan.step, 1):
+    operator = ops.OPERATORS.get(step.op)
+    if operator is None:
+      continue
+    changes = operator.kind == "map" and "text" in operator.provides
+    if normalized and changes and not operator.messages:
+      found.append(
+        f"step {number} ({step.op}) changes the text alone, which later steps and token shards "
+        f"read: the messages of step {normalized} (sft_normalize) stay as they are"
+      )
+    if "messages" in operator.provides:
+      normalized = number
   return found
 
 

@@ -34,6 +34,7 @@ class Decision:
     reason: of all R, or i64[R] places in `reasons`.
     reasons: names of reasons.
     kept: i64[R], the row that each duplicates; `None` where rows go for another reason.
+    neighbour: i64[R], the row that `similarity` is to; `None` where that is `kept`.
     similarity: f64[R]; NaN where unknown; `None` where it makes no sense.
     counts: what the decision measured, for the report.
     resource: arrays for `GlobalOp.apply`; `None` if documents go.
@@ -43,6 +44,7 @@ class Decision:
   reasons: tuple[str, ...]
   reason: np.ndarray | None = None
   kept: np.ndarray | None = None
+  neighbour: np.ndarray | None = None
   similarity: np.ndarray | None = None
   counts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   resource: Table | None = None

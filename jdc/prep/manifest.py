@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jdc.prep import check, commits, report, stages, store
+from jdc.prep import check, commits, ops, report, stages, store
 from jdc.prep.accounts import accounts, where
+from jdc.prep.catalog import Params
 from jdc.prep.readers import files
 from jdc.prep.spec import PlanSpec, content_hash
 
@@ -94,6 +95,25 @@ def read(folder: Path) -> dict[str, Any]:
 def plan_of(value: Mapping[str, Any]) -> PlanSpec:
   """Returns the plan of a run."""
   return PlanSpec.from_dict(value["plan"], "manifest.json")
+
+
+def essence(value: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what determined the output of a run as `check.essence` gives it of a plan.
+
+  Files that the plan names need not be there any more.
+  """
+  plan, steps = plan_of(value), {}
+  for number, given in enumerate(plan.step, start=1):
+    path, _, name = given.op.rpartition(":")
+    params = value["operators"][f"{number} {name}"]["params"]
+    held = None if path else ops.OPERATORS[name].make_params(params)
+    steps[f"{number} {name}"] = held.essence() if isinstance(held, Params) else params
+  return {
+    "jdc_pipeline": plan.jdc_pipeline,
+    "input": plan.input.model_dump(mode="json"),
+    "steps": steps,
+    "output": plan.output.model_dump(mode="json"),
+  }
 
 
 def summary(value: Mapping[str, Any]) -> str:

@@ -7,7 +7,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jdc.prep import check, code_hash, commits, engine, expect, manifest, stages, tasks
+from jdc.prep import (
+  check,
+  code_hash,
+  commits,
+  engine,
+  expect,
+  manifest,
+  problems,
+  stages,
+  tasks,
+)
 from jdc.prep.batches import Piece
 from jdc.prep.readers import files
 from jdc.prep.spec import PlanSpec, content_hash
@@ -174,8 +184,24 @@ class Run:
         self._take(wait=False)
       if not computed:
         self._take(wait=True)
+    problems.raise_all(self._not_found(), "plan")
     if phase.step is not None:
       self._decide(phase, shards)
+
+  def _not_found(self) -> list[str]:
+    """Returns what steps name that no document has."""
+    totals: dict[tuple[str, str], int] = {}
+    rows = sum(
+      record["info"]["rows_in"] for record in self.records if "found" in record["info"]
+    )
+    for record in self.records:
+      for step, counts in record["info"].get("found", {}).items():
+        for what, count in counts.items():
+          totals[step, what] = totals.get((step, what), 0) + count
+    absent = [
+      f"{step}: no record has the {what}" for (step, what), n in totals.items() if not n
+    ]
+    return absent if rows else []
 
   def _ask(self, phase: Phase, numbers: Iterable[int], shards: Sequence[Shard]) -> None:
     """Gives shards to the lane of models that are at a link of its."""

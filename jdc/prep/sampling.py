@@ -37,6 +37,8 @@ class Sample:
   """
 
   def __init__(self, size: int, seed: int = 0, most_bytes: int = MOST_BYTES):
+    if size < 1:
+      raise ValueError(f"a sample must be of 1 document or more, got {size}")
     self._size, self._seed, self._bytes = size, seed, most_bytes
     self._held: pa.Table | None = None
     self._numbers = np.zeros(0, np.uint64)

@@ -8,7 +8,17 @@ import pytest
 import tokenizers
 import zstandard
 
-from jdc.prep import InputSpec, OutputSpec, PlanSpec, report, runner, sampling, step
+from jdc.prep import (
+  InputSpec,
+  OutputSpec,
+  PlanSpec,
+  check,
+  manifest,
+  report,
+  runner,
+  sampling,
+  step,
+)
 from jdc.prep.links import text as text_link
 
 
@@ -55,6 +65,18 @@ def test_a_field_that_is_only_called_messages_costs_no_text(tmp_path, messages):
   made = run(tmp_path, paths=("rows.jsonl",), output={"format": "jsonl"})
   (found,) = records(tmp_path / "out" / made["output"][0]["path"])
   assert {name: found[name] for name in row} == row
+
+
+def test_a_text_beside_messages_is_written(tmp_path):
+  turns = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+  rows = [
+    {"messages": turns, "text": "a text of its own"},
+    {"messages": turns, "text": "2+2?\n\n4"},
+  ]
+  (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  made = run(tmp_path, paths=("rows.jsonl",), output={"format": "jsonl"})
+  found = records(tmp_path / "out" / made["output"][0]["path"])
+  assert [record.get("text") for record in found] == ["a text of its own", None]
 
 
 def test_fields_whose_names_are_taken_stay_beside_the_place(tmp_path):
@@ -291,6 +313,7 @@ def test_instruction_data_becomes_messages(tmp_path):
   found = [r for file in made["output"] for r in records(tmp_path / "out" / file["path"])]
   assert [[m["role"] for m in r["messages"]] for r in found] == [["user", "assistant"]] * 2
   assert found[0]["messages"][0]["content"] == "Add\n1 and 2"
+  assert not any("text" in record for record in found)
 
 
 def test_messages_are_masked_as_the_text_is(tmp_path):
@@ -304,6 +327,26 @@ def test_messages_are_masked_as_the_text_is(tmp_path):
   expected = ["I am <EMAIL>.", "Pay <CARD>."]
   assert [turn["content"] for turn in found["messages"]] == expected
   assert [turn["role"] for turn in found["messages"]] == [r for r, _ in turns]
+
+
+@pytest.mark.parametrize(
+  ("op", "given", "expected"),
+  [
+    ("strip_urls", {}, 1),
+    ("chunk_text", {}, 1),
+    ("mask_pii", {}, 0),
+    ("rename", {"mapping": {"a": "b"}}, 0),
+  ],
+)
+def test_steps_that_leave_messages_as_they_are_are_remarked_on(op, given, expected):
+  for steps, count in (
+    ((step("sft_normalize"), step(op, **given)), expected),
+    ((step(op, **given), step("sft_normalize")), 0),
+  ):
+    plan = PlanSpec(input=InputSpec(paths=("a",), text_column=""), step=steps)
+    found = [line for line in check.remarks(plan) if "messages of step 1" in line]
+    assert len(found) == count
+    assert all(f"step 2 ({op})" in line for line in found)
 
 
 def test_filters_of_instruction_data_need_messages(tmp_path):
@@ -356,6 +399,20 @@ def test_no_field_is_lost_by_a_new_name(tmp_path):
   assert swapped["accounts"]["kept"] == 4
 
 
+def test_a_field_that_no_record_has_cannot_be_renamed(raw):
+  steps = step("rename", mapping={"id": "number", "idd": "key", "bigg": "b"}), step("mask_pii")
+  with pytest.raises(
+    ValueError, match=r"step 1 \(rename\): no record has the field 'idd'"
+  ) as e:
+    run(raw, *steps)
+  assert "'bigg'" in str(e.value)
+  assert "'id'" not in str(e.value)
+  some = {"url": "u"}  # one record in one of two domains has it
+  with open(raw / "raw" / "web.jsonl", "a") as file:
+    file.write(json.dumps({"text": "figs", "url": "x", "id": 0}) + "\n")
+  assert run(raw, step("rename", mapping=some))["accounts"]["kept"] == 81
+
+
 @pytest.mark.parametrize(
   ("mapping", "expected"),
   [
@@ -391,7 +448,7 @@ def test_fields_are_derived_from_templates(tmp_path):
     "title": "{title}!",
   }
   made = run(tmp_path, step("derive", fields=fields), paths=("raw/web.jsonl",))
-  assert made["accounts"]["dropped"] == {"derive": 1}
+  assert made["accounts"]["dropped"] == {"derive.missing.title": 1}
   found = rows_of(tmp_path, made)
   assert [row["text"] for row in found] == ["# Figs\n\nThey grow.", "# Plums\n\nThey, too."]
   assert [json.loads(row["fields"]) for row in found] == [
@@ -405,7 +462,9 @@ def test_fields_are_derived_from_templates(tmp_path):
   with open(tmp_path / "raw" / "web.jsonl", "a") as file:
     file.write('\n{"text": "Half a letter.", "title": "\\ud800", "meta": {"n": 1}}')
   made = run(tmp_path, step("derive", fields=fields), paths=("raw/web.jsonl",))
-  assert made["accounts"]["dropped"] == {"derive": 2}
+  assert made["accounts"]["dropped"] == {
+    "derive.missing.title": 1, "derive.lone_surrogate": 1,
+  }  # fmt: skip
   fields = {"text": "{title}|{meta.by}|{text}"}
   empty = step("derive", fields=fields, missing="empty")
   found = rows_of(tmp_path, run(tmp_path, empty, paths=("raw/web.jsonl",)))
@@ -477,7 +536,11 @@ def test_every_predicate_stands_in_a_filter_as_by_itself(tmp_path):
   [
     ({"exact_dedup": {}}, "exact_dedup bounds no signal .*: make it a step of its own"),
     ({"mask_pii": {}}, "mask_pii bounds no signal .*: make it a step of its own"),
-    ({"langauge": {}}, "unknown rule 'langauge', did you mean 'language'"),
+    ({"langauge": {}}, r"unknown rule 'langauge', did you mean 'language'\? known: [^:]*$"),
+    (
+      {"language": {"keep": ["en", "xx"]}},
+      "keep: no language 'xx' is told apart.* known: .*de",
+    ),
     ({"signals": {}}, "unknown rule 'signals'"),
     ({"language": {"keep": ["english"]}}, "language: keep.0='english'"),
     ({"blocklist": {}}, "blocklist: path must be given"),
@@ -504,6 +567,9 @@ def test_lists_of_words_and_of_hosts(tmp_path):
   steps = (step("blocklist", path="words.txt"), step("url_blocklist", path="hosts.txt"))
   made = run(tmp_path, *steps, paths=("raw/*.jsonl",))
   assert made["accounts"]["dropped"] == {"blocklist": 1, "url_blocklist": 1}
+  # A run is compared with plans by its manifest, wherever the files of the plan are.
+  plan = manifest.plan_of(made)
+  assert manifest.essence(made) == check.essence(plan, tmp_path)
   (tmp_path / "words.txt").write_text("rotten\ntree\n")  # what a list holds counts, too
   made = run(tmp_path, *steps, paths=("raw/*.jsonl",))
   assert made["accounts"]["dropped"] == {"blocklist": 2, "url_blocklist": 1}

@@ -155,6 +155,7 @@ def test_what_is_kept_and_dropped_is_what_a_plain_program_says(raw, whole):
   for row in dropped:
     assert (row["duplicate_of"] is None) == (row["reason"] != "exact_dedup")
     assert row["duplicate_of"] in [None, *kept.values()]
+    assert row["similar_to"] == row["duplicate_of"]
     assert row["reason"] == "exact_dedup" or row["n_nonsym"] < 6 or row["mean_len"] < 3
 
 
@@ -372,6 +373,20 @@ def test_a_file_that_went_missing_is_made_again(raw, whole, tmp_path):
   assert made["output_hash"] == whole[1]["output_hash"]
 
 
+@pytest.mark.parametrize("name", ["data", "work/01-text", "work/03-exact_dedup"])
+def test_a_file_with_other_bytes_is_made_again(raw, whole, tmp_path, name):
+  folder = tmp_path / "out"
+  shutil.copytree(whole[0], folder)
+  damaged = min(path for path in (folder / name).rglob("*") if path.is_file())
+  content = bytearray(damaged.read_bytes())
+  content[len(content) // 2] ^= 1
+  damaged.write_bytes(content)
+  made, job = run(make_plan(), folder, raw)
+  assert 0 < job.done < 10
+  assert made["output_hash"] == whole[1]["output_hash"]
+  assert tree(folder) == tree(whole[0])
+
+
 LIMITED = """
 import resource, sys
 from jdc.prep import PlanSpec, runner
@@ -448,6 +463,28 @@ def test_an_empty_output_is_no_crash(tmp_path):
   made, _ = run(make_plan(), tmp_path / "out", tmp_path, report=True)
   assert made["accounts"]["kept"] == 0
   assert made["accounts"]["dropped"] == {"word_count": 1}
+
+
+def test_dropped_near_duplicates_name_the_one_they_are_similar_to(tmp_path):
+  """In a chain, that is another one than the document kept."""
+  words = [f"w{i}" for i in range(140)]
+  texts = [" ".join(words[begin : begin + 100]) for begin in (0, 8, 16, 24)]
+  (tmp_path / "chain.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
+  dedup = step("minhash_dedup", min_jaccard=0.75, keep="first", bands=64, rows=2)
+  plan = PlanSpec(input=InputSpec(paths=("chain.jsonl",)), step=(dedup,))
+  run(plan, tmp_path / "out", tmp_path, keep_dropped=True)
+  (kept,) = rows_of(tmp_path / "out")
+  dropped = rows_of(tmp_path / "out", "dropped")
+  sets = {
+    row["doc_id"]: {tuple(row["text"].split()[i : i + 5]) for i in range(96)}
+    for row in [kept, *dropped]
+  }
+  assert len(dropped) == 3
+  assert {row["duplicate_of"] for row in dropped} == {kept["doc_id"]}
+  assert any(row["similar_to"] != kept["doc_id"] for row in dropped)
+  for row in dropped:
+    one, other = sets[row["doc_id"]], sets[row["similar_to"]]
+    assert row["similarity"] == len(one & other) / len(one | other) >= 0.75
 
 
 def test_domains_are_folders(tmp_path):

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ _DROPPED = (
   pa.field("domain", pa.string()),
   pa.field("reason", pa.string()),
   pa.field("duplicate_of", pa.binary(batches.ID_BYTES)),
+  pa.field("similar_to", pa.binary(batches.ID_BYTES)),
   pa.field("similarity", pa.float64()),
 )
 
@@ -100,17 +102,21 @@ class DroppedFile:
     self,
     batch: pa.RecordBatch,
     reason: pa.Array,
-    duplicate_of: pa.Array | None = None,
-    similarity: pa.Array | None = None,
+    evidence: Mapping[str, pa.Array] | None = None,
   ) -> None:
-    """Adds documents with the reason of each; all of them go."""
+    """Adds documents with the reason of each; all of them go.
+
+    Args:
+      batch: the documents.
+      reason: of each.
+      evidence: of duplicates, by column, which document they duplicate.
+    """
     self.reasons.update(reason.to_pylist())
     columns = {field.name: batch.column(field.name) for field in _DROPPED[:4]}
     columns["reason"] = reason
-    none = pa.nulls(batch.num_rows, pa.binary(batches.ID_BYTES))
-    columns["duplicate_of"] = none if duplicate_of is None else duplicate_of
-    unknown = pa.nulls(batch.num_rows, pa.float64())
-    columns["similarity"] = unknown if similarity is None else similarity
+    for field in _DROPPED[5:]:
+      unknown = pa.nulls(batch.num_rows, field.type)
+      columns[field.name] = (evidence or {}).get(field.name, unknown)
     fields = [*_DROPPED]
     for name, values in tables.signals_of(batch).items():
       short = name.removeprefix("signal:")

@@ -30,8 +30,7 @@ class _Masking:
     batch: pa.RecordBatch,
     rows: np.ndarray,
     reason: pa.Array,
-    duplicate_of: pa.Array | None = None,
-    similarity: pa.Array | None = None,
+    evidence: Mapping[str, pa.Array] | None = None,
   ) -> tuple[pa.RecordBatch, np.ndarray]:
     """Drops the documents that have a reason; the others have null."""
     self._seen += batch.num_rows
@@ -40,8 +39,8 @@ class _Masking:
     self._kept.append(rows[~bad])
     if not bad.any():
       return batch, rows
-    extra = [None if v is None else v.filter(gone) for v in (duplicate_of, similarity)]
-    self._dropped.add(batch.filter(gone), reason.filter(gone), *extra)
+    extra = {name: values.filter(gone) for name, values in (evidence or {}).items()}
+    self._dropped.add(batch.filter(gone), reason.filter(gone), extra)
     return batch.filter(pc.invert(gone)), rows[~bad]
 
   def finish(self, view: View | None) -> tuple[View, Record]:
@@ -101,7 +100,7 @@ class ApplyLink(_Masking):
     super().__init__(place, link)
     self._row = tables.load_array(place.root, decision["row"])
     self._reasons_of: tuple[str, ...] = tuple(decision["reasons"])
-    arrays = ("reason", "kept", "similarity")
+    arrays = ("reason", "kept", "neighbour", "similarity")
     self._arrays = {
       n: tables.load_array(place.root, decision[n]) for n in arrays if n in decision
     }
@@ -114,10 +113,14 @@ class ApplyLink(_Masking):
     which = self._arrays.get("reason", np.zeros(len(self._row), np.int64))[place]
     names = pa.array(self._reasons_of, pa.string())
     reason = names.take(pa.array(which, pa.int64(), mask=~gone))
-    kept = similarity = None
-    if "kept" in self._arrays:
-      ids = [bytes(i) for i in self._arrays["kept"][place]]
-      kept = pa.array(ids, pa.binary(batches.ID_BYTES))
+    evidence = {}
+    for column, name in (("duplicate_of", "kept"), ("similar_to", "neighbour")):
+      # Of decisions without neighbours, similarities are to the documents kept.
+      held = self._arrays.get(name, self._arrays.get("kept"))
+      if held is not None:
+        ids = [bytes(i) for i in held[place]]
+        evidence[column] = pa.array(ids, pa.binary(batches.ID_BYTES))
     if "similarity" in self._arrays:
-      similarity = pa.array(self._arrays["similarity"][place], pa.float64(), from_pandas=True)
-    return self._drop(batch, rows, reason, kept, similarity)
+      values = self._arrays["similarity"][place]
+      evidence["similarity"] = pa.array(values, pa.float64(), from_pandas=True)
+    return self._drop(batch, rows, reason, evidence)

@@ -23,7 +23,8 @@ SAMPLE = 500  # documents of a shard that the report may measure as they came
 class TextLink:
   """Maps and measures documents, and keeps them.
 
-  A step that cannot do with a document gives it a reason in the column `drop`.
+  A step that cannot do with a document gives it a reason in the column `drop`. In columns
+  `found:WHAT` it tells which documents have what some document must have.
   """
 
   def __init__(
@@ -41,6 +42,7 @@ class TextLink:
     self._in = self._bytes_in = self._bytes_out = 0
     self._sample = sampling.Sample(SAMPLE) if link.reads_input else None
     self._sums: Counter[str] = Counter()
+    self._found: dict[str, Counter[str]] = {}
     self._seconds: defaultdict[str, float] = defaultdict(float)
 
   def feed(self, batch: pa.RecordBatch, rows: np.ndarray) -> tuple[pa.RecordBatch, np.ndarray]:
@@ -93,6 +95,10 @@ class TextLink:
       batch = op.apply(batch, self._resources[step.number])
     else:
       batch = step.operator.function(batch, step.values)
+    for name in [name for name in batch.schema.names if name.startswith("found:")]:
+      counts = self._found.setdefault(f"step {step.number} ({step.op})", Counter())
+      counts[name.removeprefix("found:")] += pc.sum(batch.column(name)).as_py() or 0
+      batch = batch.drop_columns([name])
     if "drop" not in batch.schema.names:
       return batch
     reason = batch.column("drop")
@@ -117,6 +123,8 @@ class TextLink:
     }
     if self._sums:
       info["sums"] = dict(sorted(self._sums.items()))
+    if self._found:
+      info["found"] = {name: dict(counts) for name, counts in self._found.items()}
     if self._dropped.reasons:
       info["dropped"] = dict(sorted(self._dropped.reasons.items()))
     files = {"text": written, **self._dropped.finish()}

@@ -25,6 +25,7 @@ def _decision(found: Duplicates, reason: str, counts: dict[str, Any]) -> Decisio
     found.row,
     (reason,),
     kept=found.kept,
+    neighbour=found.neighbour,
     similarity=found.similarity,
     counts={"removed": len(found.row), **counts},
   )

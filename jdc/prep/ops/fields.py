@@ -46,13 +46,17 @@ class Rename(Params):
 def rename(batch: pa.RecordBatch, params: Rename) -> pa.RecordBatch:
   """Renames fields of the records, old name to new name.
 
-  A record that has another field of the new name is dropped, since one of the two would go.
+  A record that has another field of the new name is dropped, since one of the two would go. A
+  name that no record has is an error when all have been read.
   """
   names = params.mapping
   records = [json.loads(value) for value in batch.column("fields").to_pylist()]
   made = [{names.get(k, k): v for k, v in record.items()} for record in records]
   clash = [len(new) < len(old) for new, old in zip(made, records, strict=True)]
   batch = set_column(batch, "fields", pa.array([dump(record) for record in made], pa.string()))
+  for name in names:
+    found = [name in record for record in records]
+    batch = set_column(batch, f"found:field {name!r}", pa.array(found, pa.bool_()))
   return set_column(
     batch, "drop", pa.array(["rename" if lost else None for lost in clash], pa.string())
   )
@@ -86,16 +90,22 @@ def derive(batch: pa.RecordBatch, params: Derive) -> pa.RecordBatch:
   values as JSON; {meta.url} for a field of a field; {text} for the text; {jdc.source},
   {jdc.offset} and {jdc.domain} for where the record comes from. A template without braces is
   a constant. The field `text` is the text. All templates see the record as it came. A record
-  that lacks a field, or has null there, is dropped, or with missing="empty" gets "" for it;
-  one whose text would have a lone surrogate is dropped.
+  that lacks a field, or has null there, is dropped for the reason `derive.missing.FIELD`, or
+  with missing="empty" gets "" for it; one whose text would have a lone surrogate is dropped for
+  `derive.lone_surrogate`.
   """
   templates = {name: _template(template) for name, template in params.fields.items()}
-  texts, fields, missing = [], [], []
+  texts, fields, reasons = [], [], []
   for row in batch.select(_SEEN).to_pylist():
     record = json.loads(row["fields"])
     seen = {**record, "text": row["text"], "jdc": row}
     held = {name: [_value(seen, field) for _, field in t] for name, t in templates.items()}
-    lacks = any(value is None for values in held.values() for value in values)
+    pairs = [
+      (field, v)
+      for name, t in templates.items()
+      for (_, field), v in zip(t, held[name], strict=True)
+    ]
+    lacks = [field for field, value in pairs if value is None]
     made = {
       name: "".join(
         before + (value or "") for (before, _), value in zip(parts, held[name], strict=True)
@@ -106,10 +116,13 @@ def derive(batch: pa.RecordBatch, params: Derive) -> pa.RecordBatch:
     valid = _is_valid(text)
     texts.append(text if valid else row["text"])
     fields.append(dump({**record, **made}))
-    missing.append("derive" if (lacks and params.missing == "drop") or not valid else None)
+    reason = None if valid else "derive.lone_surrogate"
+    reasons.append(
+      f"derive.missing.{lacks[0]}" if lacks and params.missing == "drop" else reason
+    )
   batch = replace_text(batch, pa.array(texts, pa.string()))
   batch = set_column(batch, "fields", pa.array(fields, pa.string()))
-  return set_column(batch, "drop", pa.array(missing, pa.string()))
+  return set_column(batch, "drop", pa.array(reasons, pa.string()))
 
 
 _SEEN = ["source", "offset", "domain", "text", "fields"]

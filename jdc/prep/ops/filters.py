@@ -84,7 +84,7 @@ def _rule_problems(name: str, given: Any) -> list[str]:
     accepted = [o.name for o in ops.OPERATORS.values() if o.kind == "predicate"]
     accepted = list(dict.fromkeys([*predicates.RULES, *predicates.GROUPS, *accepted]))
     hint = problems.suggestion(name, accepted)
-    return [f"unknown rule {name!r}{hint}; known: {', '.join(accepted)}"]
+    return [f"unknown rule {name!r}{hint}"]
   if operator.kind != "predicate":
     return [f"{name} bounds no signal (its kind is {operator.kind}): make it a step of its own"]
   if not isinstance(given, Mapping):

@@ -12,6 +12,7 @@ from pydantic import Field
 from jdc.prep import decontaminate as decontaminate_lib
 from jdc.prep import evaluation_texts
 from jdc.prep.catalog import Operator, Params
+from jdc.prep.problems import suggestion
 
 Reasons = dict[str, np.ndarray]
 Code = Annotated[str, Field(pattern="^[a-z]{2,3}$")]
@@ -23,6 +24,15 @@ class Language(Params):
   keep: Annotated[tuple[Code, ...], Field(min_length=1)] = ("en",)
   min_score: Annotated[float, Field(ge=0, le=1)] = 0.65
   max_bytes: Annotated[int, Field(ge=64)] = 512
+
+  def file_problems(self) -> list[str]:
+    from jdc.prep.text import language_tables
+
+    known = language_tables.codes()
+    unknown = [code for code in self.keep if code not in known]
+    return [
+      f"keep: no language {code!r} is told apart{suggestion(code, known)}" for code in unknown
+    ]
 
 
 def identify(batch: pa.RecordBatch, params: Any) -> dict[str, Any]:

@@ -253,6 +253,6 @@ OPERATORS = (
   # In this order a second run changes nothing: lines are judged as they are written. All stand
   # before the rules, which then judge what is written, too.
   _text(normalize_whitespace, NormalizeWhitespace, 17, 2.0, early=True),
-  _text(mask_pii, MaskPii, 18, 3.0, early=True),
+  _text(mask_pii, MaskPii, 18, 3.0, early=True, messages=True),
   _text(drop_lines, DropLines, 19, 4.0, early=True),
 )  # fmt: skip

@@ -14,7 +14,7 @@ from jdc.prep.readers.jsonl import dump, parse
 from jdc.prep.spec import OutputSpec
 from jdc.prep.store import AtomicFile, Written, hash_file, place
 from jdc.prep.tables import TableFile
-from jdc.prep.text.sft import are_messages
+from jdc.prep.text.sft import are_messages, joined
 
 _GROUP_BYTES = 64 << 20  # of text
 _PLACE = "jdc"  # the field of a record that says where it came from
@@ -26,8 +26,8 @@ def write(
   """Writes documents to one file.
 
   A row of Parquet has the columns of the batches. A JSON record has the fields of the record
-  that was read, the text but of messages, and under `jdc` its `doc_id`, `source` and
-  `offset`.
+  that was read, the text unless its messages say the same, and under `jdc` its `doc_id`,
+  `source` and `offset`.
 
   Args:
     root: the folder of the run.
@@ -122,8 +122,14 @@ def records(batch: pa.RecordBatch) -> Iterator[bytes]:
     record: dict[str, Any] = parse(row["fields"].encode()) if "fields" in row else {}
     origin = {"doc_id": row["doc_id"].hex(), "source": row["source"], "offset": row["offset"]}
     told: dict[str, Any] = {_PLACE: origin}
-    if not are_messages(record.get("messages")):  # whose contents the text only repeats
+    said = _said(record.get("messages"))
+    if said is None or row["text"] not in ("", said):
       told["text"] = row["text"]
     if taken := {name: record[name] for name in told if name in record}:
       origin["fields"] = taken
     yield dump({**record, **told}).encode()
+
+
+def _said(messages: Any) -> str | None:
+  """Returns the text that `sft_normalize` makes of messages; `None` where there are none."""
+  return joined(messages) if are_messages(messages) else None

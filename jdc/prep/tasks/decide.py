@@ -107,8 +107,9 @@ class DecideTask:
         arrays["reason"] = decision.reason[low:high]
       if decision.similarity is not None:
         arrays["similarity"] = decision.similarity[low:high]
-      if decision.kept is not None:
-        arrays["kept"] = _ids_at(ids, starts, decision.kept[low:high])
+      for name, others in (("kept", decision.kept), ("neighbour", decision.neighbour)):
+        if others is not None:
+          arrays[name] = _ids_at(ids, starts, others[low:high])
       saved = self._save(root, f"rows-{shard:05d}", arrays)
       files |= {f"{shard}.{name}": file for name, file in saved.items()}
     return files

@@ -54,6 +54,14 @@ def load() -> Model:
   return model
 
 
+def codes() -> list[str]:
+  """Returns the codes that documents can get: languages, "zxx" for none, "und" for unknown."""
+  damage = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+  with contextlib.suppress(*damage), np.load(_path(), allow_pickle=False) as file:
+    return [*file["labels"].tolist(), "und"]  # reads this array alone
+  return [*load().labels.tolist(), "und"]
+
+
 def _path() -> Path:
   folder = Path(os.environ.get("JDC_CACHE") or "~/.cache/jdc").expanduser()
   version = importlib.metadata.version("py3langid")

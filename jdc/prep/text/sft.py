@@ -1,7 +1,7 @@
 """Instruction data: records of the usual formats as lists of messages."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -83,13 +83,12 @@ def sft_text(fields: pa.StringArray) -> pa.StringArray:
   Args:
     fields: n records with the field `messages`.
   """
-  return pa.array(
-    [
-      "\n\n".join(turn["content"] for turn in messages_of(value))
-      for value in fields.to_pylist()
-    ],
-    pa.string(),
-  )
+  return pa.array([joined(messages_of(value)) for value in fields.to_pylist()], pa.string())
+
+
+def joined(messages: Sequence[Mapping[str, str]]) -> str:
+  """Returns the contents of messages, blank lines between."""
+  return "\n\n".join(turn["content"] for turn in messages)
 
 
 def messages_of(value: str) -> list[dict[str, str]]:
