@@ -122,7 +122,7 @@ class Verifier:
       measured["changed_again_rate"] = self._again(plan, outcome)
     return Verification(
       measured,
-      expect.judge(_judged(plan, twice), measured),
+      _bounded(expect.judge(_judged(plan, twice), measured), measured),
       _problems(outcome, plan, self._root),
       rules,
       sources,
@@ -160,6 +160,20 @@ def _judged(plan: PlanSpec, twice: bool) -> dict[str, Any]:
   if not twice:
     held.pop("changed_again_rate", None)
   return {k: v for k, v in held.items() if k not in ("rows", "text_bytes", "quarantined_rate")}
+
+
+def _bounded(
+  judged: list[dict[str, Any]], measured: Mapping[str, float]
+) -> list[dict[str, Any]]:
+  """Holds the most that may be kept against the upper estimate, that of the sample."""
+  upper = measured["kept_rate_of_sample"]
+  return [
+    {**held, "value": upper, "holds": False}
+    if held["name"] == "kept_rate" and held["max"] is not None and held["holds"]
+    and upper > held["max"]
+    else held
+    for held in judged
+  ]  # fmt: skip
 
 
 def _rates(

@@ -35,6 +35,8 @@ def plan(
   print(f"not accepted after {len(result.rounds)} repairs; the best so far: {path}")
   for line in result.verification.failures:
     print(line, file=sys.stderr)
+  if result.rounds and "why" in result.rounds[-1]:
+    print(result.rounds[-1]["why"], file=sys.stderr)
   return 1
 
 

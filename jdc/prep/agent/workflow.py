@@ -252,14 +252,20 @@ def _revised(
     return loosened, {"by": "rules", "changes": [change._asdict() for change in changes]}
   proposal = planner.revise(task, plan, report_of(found))
   if proposal is None:
-    return None, {
-      "by": "nobody",
-      "why": "no threshold helps, and the planner has no other plan",
-    }
+    return None, {"by": "nobody", "why": _helpless(found)}
   return _checked(_held_to(proposal.plan, task), task.root), {
     "by": proposal.provenance["planner"],
     "provenance": proposal.provenance,
   }
+
+
+def _helpless(found: Verification) -> str:
+  """Returns why there is no next round."""
+  why = "no looser threshold helps, and the planner has no other plan"
+  most = next((h["max"] for h in found.expectations if h["name"] == "kept_rate"), None)
+  if most is not None and found.measured["kept_rate_of_sample"] > most:
+    why += "; too much is kept, and no threshold is made stricter than a goal or a source says"
+  return why
 
 
 def _margin(found: Verification, sample: Sample) -> float:

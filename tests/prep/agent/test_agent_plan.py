@@ -141,6 +141,36 @@ def test_an_impossible_goal_ends_with_the_best_plan_and_what_fails(raw, tmp_path
   assert runner.run(plan, tmp_path / "run", root=tmp_path, report=False)["accounts"]["kept"]
 
 
+def test_a_plan_that_keeps_too_much_says_that_nothing_is_made_stricter(raw, tmp_path, capsys):
+  spec = agent_corpus.spec(raw, tmp_path)
+  status = command.plan(
+    "clean text, keep at most 20 %",
+    spec,
+    str(tmp_path),
+    rules.RulePlanner(),
+    workflow.Options(),
+  )
+  assert status == 1
+  assert "no threshold is made stricter than a goal or a source says" in capsys.readouterr().err
+
+
+def test_the_most_that_may_be_kept_is_held_against_the_upper_estimate(planned, tmp_path):
+  """The lower one, less the duplicates that a sample does not show, would promise too much."""
+  result, folder = planned
+  sample = result.verifier.sample._replace(extra_loss=0.2)
+  upper = result.verification.measured["kept_rate_of_sample"]
+  verdicts = {}
+  for name, most in {"between": upper - 0.1, "above": upper + 0.01}.items():
+    expected = {"kept_rate": Expectation(min=0.1, max=most)}
+    plan = result.plan.model_copy(update={"expect": expected})
+    found = Verifier(sample, tmp_path / name, folder).verify(plan, twice=False)
+    (verdicts[name],) = found.expectations
+    assert found.measured["kept_rate"] == pytest.approx(upper - 0.2)
+  assert not verdicts["between"]["holds"]
+  assert verdicts["between"]["value"] == upper
+  assert verdicts["above"]["holds"]
+
+
 def test_words_that_are_not_understood_are_in_the_file(raw, tmp_path):
   result = make("clean English text about astronomy", raw, tmp_path)
   assert result.plan.provenance["not_understood"] == ["about", "astronomy"]
