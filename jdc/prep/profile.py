@@ -140,8 +140,14 @@ def columns(fields: list[str]) -> dict[str, dict[str, Any]]:
   }
 
 
-def measure(table: pa.Table) -> dict[str, Any]:
-  """Measures documents.
+def signals_of(table: pa.Table) -> dict[str, np.ndarray]:
+  """Returns all signals of documents, none of no documents."""
+  text = [*table.column("text").chunks]
+  return kernel.signals(pa.concat_arrays(text)) if table.num_rows else {}
+
+
+def measure(table: pa.Table, signals: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+  """Measures documents, whose signals may be there already.
 
   Returns:
     `documents`; `length`, quantiles in bytes; `signals`, quantiles of each; `languages`,
@@ -159,7 +165,7 @@ def measure(table: pa.Table) -> dict[str, Any]:
   if not size:
     return {"documents": 0}
   text = pa.concat_arrays(table.column("text").chunks)
-  signals = kernel.signals(text)
+  signals = signals_of(table) if signals is None else signals
   langs = Counter(language(text)["lang"].tolist())
   fixed = fix_unicode(text)
   _, found = mask_pii(text, ssn=True, street=True, name=True)

@@ -29,12 +29,13 @@ def write(run: "Run", manifest: dict[str, Any], seconds: float) -> dict[str, Any
   value: dict[str, Any] = {"accounts": manifest["accounts"]}
   size = sum(file["text_bytes"] for file in manifest["output"])
   measured = expect.counted(manifest["accounts"], size)
-  samples: tuple[pa.Table, ...] = ()
+  signals: list[dict[str, np.ndarray]] = []
   if run.report or expect.needs_sample(run.plan.expect):
     from jdc.prep import profile  # which loads all kernels
 
     samples = _samples(run)
-    value["before"], value["after"] = map(profile.measure, samples)
+    signals = [profile.signals_of(sample) for sample in samples]
+    value["before"], value["after"] = map(profile.measure, samples, signals)
     measured |= expect.sampled(value["after"], run.plan.expect)
   value["measured"] = measured
   value["expectations"] = expect.judge(expect.of_run(run.plan.expect), measured)
@@ -45,7 +46,7 @@ def write(run: "Run", manifest: dict[str, Any], seconds: float) -> dict[str, Any
   if run.report:
     from jdc.prep import report_html
 
-    page = report_html.page(manifest, value, *samples)
+    page = report_html.page(manifest, value, *signals)
     store.replace_text(run.folder / "report.html", page)
   _card(run, manifest, value)
   return value

@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from jdc.prep import report_svg as svg
-from jdc.prep.kernels import signals as kernel
 
 _STYLE = """
 body { font: 15px/1.45 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }
@@ -31,19 +29,20 @@ _SHOWN = (
   "hash_ratio",
   "compression",
 )
+Signals = Mapping[str, np.ndarray]
 _BEFORE, _AFTER = "#999999", "#0b6fa4"
 
 
 def page(
-  manifest: Mapping[str, Any], report: Mapping[str, Any], before: pa.Table, after: pa.Table
+  manifest: Mapping[str, Any], report: Mapping[str, Any], before: Signals, after: Signals
 ) -> str:
   """Returns the page.
 
   Args:
     manifest: of the run.
     report: what `report.write` measured.
-    before: a sample of the documents as they came.
-    after: a sample of the output.
+    before: signals of a sample of the documents as they came, none where it is empty.
+    after: those of a sample of the output.
   """
   plan = manifest["plan"]
   parts = [
@@ -54,8 +53,8 @@ def page(
     _flow(manifest["accounts"]),
     "<h2>Length</h2><p>Documents as they came (grey) and of the output (blue).</p>",
     _lengths(report["lengths"]),
-    f"<h2>Signals of samples</h2><p>{before.num_rows} documents as they came (grey) and "
-    f"{after.num_rows} of the output (blue), share of documents.</p>",
+    f"<h2>Signals of samples</h2><p>{report['before']['documents']} documents as they came "
+    f"(grey) and {report['after']['documents']} of the output (blue), share of documents.</p>",
     _signals(before, after),
     "<h2>Measured on these samples</h2>",
     _measured(report),
@@ -132,15 +131,17 @@ def _lengths(lengths: Mapping[str, Sequence[int]]) -> str:
   return svg.draw([panel], 1, 960, 250)
 
 
-def _signals(before: pa.Table, after: pa.Table) -> str:
-  held = {_BEFORE: _measure(before), _AFTER: _measure(after)}
+def _signals(before: Signals, after: Signals) -> str:
+  held = {_BEFORE: before, _AFTER: after}
   return svg.draw([_shares(name, held) for name in _SHOWN], 4, 240, 175)
 
 
-def _shares(name: str, held: Mapping[str, Mapping[str, np.ndarray]]) -> svg.Panel:
+def _shares(name: str, held: Mapping[str, Signals]) -> svg.Panel:
   """Returns what share of the documents has which values of a signal, up to a percentile."""
   known = {
-    colour: found[name][~np.isnan(found[name])] for colour, found in held.items() if found
+    colour: np.asarray(found[name], np.float64)[~np.isnan(found[name])]
+    for colour, found in held.items()
+    if found
   }
   joined = np.concatenate([np.zeros(0), *known.values()])
   low, high = np.quantile(joined, [0, 0.99]) if len(joined) else (0.0, 0.0)
@@ -151,11 +152,3 @@ def _shares(name: str, held: Mapping[str, Mapping[str, np.ndarray]]) -> svg.Pane
   }
   ticks = [(edge, f"{edge:.3g}") for edge in edges[::12].tolist()]
   return svg.Panel(name, edges, heights, ticks)
-
-
-def _measure(table: pa.Table) -> dict[str, np.ndarray]:
-  if not table.num_rows:
-    return {}
-  text = pa.concat_arrays(table.column("text").chunks)
-  found = kernel.signals(text, _SHOWN)
-  return {name: values.astype(np.float64) for name, values in found.items()}

@@ -41,7 +41,7 @@ class TableFile:
     root: the folder of the run.
     pattern: its path, with `{sha}`.
     schema: of all batches.
-    codec: `zstd`, `snappy` or `none`.
+    codec: `zstd`, `lz4`, `snappy` or `none`.
     level: of zstd.
   """
 

@@ -118,8 +118,9 @@ class ApplyLink(_Masking):
       # Of decisions without neighbours, similarities are to the documents kept.
       held = self._arrays.get(name, self._arrays.get("kept"))
       if held is not None:
-        ids = [bytes(i) for i in held[place]]
-        evidence[column] = pa.array(ids, pa.binary(batches.ID_BYTES))
+        ids = [None, pa.py_buffer(np.ascontiguousarray(held[place]))]
+        kind = pa.binary(batches.ID_BYTES)
+        evidence[column] = pa.FixedSizeBinaryArray.from_buffers(kind, len(place), ids)
     if "similarity" in self._arrays:
       values = self._arrays["similarity"][place]
       evidence["similarity"] = pa.array(values, pa.float64(), from_pandas=True)

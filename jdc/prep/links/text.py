@@ -65,7 +65,8 @@ class TextLink:
       batch = batches.set_column(batch, name, values)
     if self._file is None:
       pattern = self._place.work(self._link.name, "text", "parquet")
-      self._file = TableFile(self._place.root, pattern, batch.schema, digits=16)
+      # Written once and read three times, so that what is quickly unpacked is worth its size.
+      self._file = TableFile(self._place.root, pattern, batch.schema, codec="lz4", digits=16)
     first = self._file.rows
     if batch.num_rows:
       self._file.write(batch)
