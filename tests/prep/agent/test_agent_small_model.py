@@ -21,20 +21,25 @@ def server(tmp_path_factory):
   params = xllamacpp.CommonParams()
   params.model.path = str(path)
   params.n_ctx, params.n_parallel = 8192, 1
+  # A base model says the same step over and over without it.
+  params.sampling.penalty_repeat, params.sampling.penalty_last_n = 1.25, 256
   params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
   started = xllamacpp.Server(params)
   yield f"{started.listening_address}/v1"
   del started
 
 
-def test_a_local_model_gives_a_typed_plan_or_an_error_that_says_why(server, raw, tmp_path):
+@pytest.mark.parametrize("goal", ["clean text, no exact duplicates", "no gibberish"])
+def test_a_local_model_gives_a_typed_plan_or_an_error_that_says_why(
+  goal, server, raw, tmp_path
+):
   """So small a model knows nothing: that what it says is a plan, or refused, is the point."""
   from jdc.prep.agent import llm, workflow
 
   budget = llm.Budget(requests=3, answer_tokens=400, seconds=280)
   planner = llm.open_llm("gemma3-270m", server, budget)
   spec = agent_corpus.spec(raw, tmp_path)
-  goal, options = "clean text, no exact duplicates", workflow.Options(rounds=0)
+  options = workflow.Options(rounds=0)
   made = refused = None
   try:
     made = workflow.plan(goal, spec, tmp_path, planner, options)
@@ -46,6 +51,9 @@ def test_a_local_model_gives_a_typed_plan_or_an_error_that_says_why(server, raw,
     assert made.plan.step
     assert made.plan.provenance["planner"] == "llm:gemma3-270m"
     assert json.loads(made.plan.provenance["transcript"])
+    assert made.plan.provenance["accepted"] is made.accepted
+    assert made.accepted is not bool(made.verification.failures)
+    print("accepted" if made.accepted else made.verification.failures, made.plan.step)
   assert 1 <= planner._usage.requests <= 3
   # What the server sent was bound by the schema: JSON with operators of the catalogue.
   answers = [
