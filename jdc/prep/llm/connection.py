@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 
 from jdc.data.formats import import_extra
 
-_MAX_BYTES = 64 << 20  # of a response
+_MAX_BYTES = 16 << 20  # of a response
 _CONNECT_S = 10.0
 
 
@@ -17,7 +17,7 @@ class Response(NamedTuple):
 
   status: int
   retry_after: str
-  body: bytes  # the beginning of one that is too long
+  body: bytes
 
 
 class Broken(ConnectionError):
@@ -49,7 +49,7 @@ class Address:
     """Returns what is sent."""
     return b"%s%d\r\n\r\n%s" % (self._head, len(body), body)
 
-  async def connect(self, done: "Done", timeout_s: float) -> "Connection":
+  async def connect(self, done: "Done") -> "Connection":
     """Opens a connection.
 
     Raises:
@@ -58,7 +58,7 @@ class Address:
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(_CONNECT_S):
       _, made = await loop.create_connection(
-        lambda: Connection(done, timeout_s), self._host, self._port, ssl=self._tls
+        lambda: Connection(done), self._host, self._port, ssl=self._tls
       )
     return made
 
@@ -68,11 +68,10 @@ class Connection(asyncio.Protocol):
 
   Args:
     done: is told of each outcome as soon as it is there, before anyone else goes on.
-    timeout_s: from sending a request to the end of its response.
   """
 
-  def __init__(self, done: "Done", timeout_s: float):
-    self._done, self._timeout_s = done, timeout_s
+  def __init__(self, done: "Done"):
+    self._done = done
     self._loop = asyncio.get_running_loop()
     httptools = import_extra("httptools", "llm")
     self._parser = httptools.HttpResponseParser(self)
@@ -91,10 +90,10 @@ class Connection(asyncio.Protocol):
     """Whether another request may be sent."""
     return self._keep and not self._transport.is_closing()
 
-  def send(self, request: bytes, future: "asyncio.Future[Response]") -> None:
-    """Sends a request, whose response or error becomes that of the future."""
+  def send(self, request: bytes, future: "asyncio.Future[Response]", timeout_s: float) -> None:
+    """Sends a request; `done` gets its response, or an error, within `timeout_s`."""
     self._future = future
-    self._timer = self._loop.call_later(self._timeout_s, self._end, TimeoutError())
+    self._timer = self._loop.call_later(timeout_s, self._end, TimeoutError())
     self._transport.write(request)
 
   def close(self) -> None:
@@ -115,10 +114,9 @@ class Connection(asyncio.Protocol):
     except self._wrong as error:
       self._end(Broken(str(error)))
       return
-    if self._is_whole:
-      self._end(self._response())
-    elif self._size > _MAX_BYTES:
-      self._keep = False
+    if self._size > _MAX_BYTES:
+      self._end(Broken(f"the response is longer than {_MAX_BYTES >> 20} MiB"))
+    elif self._is_whole:
       self._end(self._response())
 
   def connection_lost(self, error: Exception | None) -> None:

@@ -4,13 +4,16 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from jdc.prep.llm.answers import NOT_TOLD, Answers, Question, Reply, Spent
 from jdc.prep.llm.budget import Purse
 from jdc.prep.llm.params import ModelParams
 from jdc.prep.llm.work import Work
 from jdc.prep.spec import canonical_json
+
+if TYPE_CHECKING:
+  from jdc.prep.llm.server import Pools
 
 _SYNC_S = 1.0  # between two times that answers are put on the disk
 
@@ -102,6 +105,7 @@ class Desk:
   def __init__(self, answers: Answers):
     self.answers = answers
     self._purses: dict[str, Purse] = {}
+    self._pools: Pools = {}
     self._askers: dict[str, asyncio.Task[Asker]] = {}
     self._syncing = asyncio.create_task(self._sync())
     self._tasks, self._since = 0, 0.0
@@ -136,7 +140,7 @@ class Desk:
     return await asyncio.shield(self._askers[key])
 
   async def _open(self, params: ModelParams) -> Asker:
-    model = _make(params)
+    model = _make(params, self._pools)
     await model.open()
     spent = self.answers.spent.get(model.name, Spent())
     purse = self._purses.setdefault(model.name, Purse(model.name, spent))
@@ -157,7 +161,7 @@ class Desk:
     self.answers.close()
 
 
-def _make(params: ModelParams) -> Model:
+def _make(params: ModelParams, pools: "Pools") -> Model:
   if params.is_local:
     from jdc.prep.llm.checkpoints import Checkpoint
 
@@ -165,4 +169,4 @@ def _make(params: ModelParams) -> Model:
   from jdc.prep.llm.server import Client
 
   assert params.server is not None
-  return Client(params.server, params.model)
+  return Client(params.server, params.model, pools)

@@ -3,12 +3,21 @@
 import asyncio
 import collections
 import time
+from typing import NamedTuple
 
 from jdc.prep.llm.connection import Address, Broken, Connection, Response
 
 _IDLE_S = 15.0  # after which a connection is not trusted to be still there
 _LATER_S = 1e-3  # so that a timer never ends before the pause that it is for
-_Waiting = tuple[bytes, "asyncio.Future[Response]"]
+
+
+class _Waiting(NamedTuple):
+  """A request that is to be sent."""
+
+  request: bytes
+  future: "asyncio.Future[Response]"
+  most: int
+  timeout_s: float
 
 
 class NotConnected(ConnectionError):
@@ -20,12 +29,10 @@ class Pool:
 
   Args:
     address: where they go.
-    most: that may be under way.
-    timeout_s: from sending a request to the end of its response.
   """
 
-  def __init__(self, address: Address, most: int, timeout_s: float):
-    self._address, self._most, self._timeout_s = address, most, timeout_s
+  def __init__(self, address: Address):
+    self._address = address
     self._waiting: collections.deque[_Waiting] = collections.deque()
     self._idle: list[tuple[float, Connection]] = []  # since when
     self._busy = 0  # requests under way
@@ -33,8 +40,13 @@ class Pool:
     self._connecting: set[asyncio.Task[None]] = set()
     self._resume = 0.0  # no request is sent before this time
 
-  async def post(self, body: bytes) -> Response:
+  async def post(self, body: bytes, most: int, timeout_s: float) -> Response:
     """Returns the response to a request; where it is not of status 200, `go_on` must follow.
+
+    Args:
+      body: of the request.
+      most: requests that may be under way with this one.
+      timeout_s: from sending it to the end of its response.
 
     Raises:
       NotConnected: if the server cannot be reached.
@@ -42,7 +54,7 @@ class Pool:
       OSError: if the connection broke.
     """
     future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-    self._waiting.append((self._address.request(body), future))
+    self._waiting.append(_Waiting(self._address.request(body), future, most, timeout_s))
     self.go_on()
     return await future
 
@@ -64,15 +76,15 @@ class Pool:
     """Sends what waits, as far as there is room and the server wants no pause."""
     if self._resume > time.monotonic():
       return
-    while self._waiting and self._busy < self._most:
-      request, future = self._waiting.popleft()
-      if future.done():  # whoever asked is gone
+    while self._waiting and self._busy < self._waiting[0].most:
+      waiting = self._waiting.popleft()
+      if waiting.future.done():  # whoever asked is gone
         continue
       self._busy += 1
       if (connection := self._pop()) is not None:
-        connection.send(request, future)
+        connection.send(waiting.request, waiting.future, waiting.timeout_s)
       else:
-        task = asyncio.create_task(self._connect(request, future))
+        task = asyncio.create_task(self._connect(waiting))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
@@ -86,9 +98,10 @@ class Pool:
       self._connections.discard(connection)
     return None
 
-  async def _connect(self, request: bytes, future: "asyncio.Future[Response]") -> None:
+  async def _connect(self, waiting: _Waiting) -> None:
+    future = waiting.future
     try:
-      connection = await self._address.connect(self._take, self._timeout_s)
+      connection = await self._address.connect(self._take)
     except Exception as error:
       self._busy -= 1
       if future.done():  # whoever asked is gone
@@ -102,7 +115,7 @@ class Pool:
       if future.done():
         self._take(connection, future, Broken())
       else:
-        connection.send(request, future)
+        connection.send(waiting.request, future, waiting.timeout_s)
 
   def _take(
     self,

@@ -1,6 +1,7 @@
 """What responses of OpenAI-compatible servers say."""
 
 import email.utils
+import re
 import time
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import orjson
 
 from jdc.prep.llm.answers import NOT_TOLD, Reply
 
+_ESCAPED = re.compile(r"\\u00([2-7][0-9a-fA-F])")  # ASCII in JSON
 _MOST_TOKENS = 1 << 40  # of a request; a server that tells of more is wrong
 
 
@@ -24,7 +26,7 @@ def parse(data: bytes) -> Reply | Failure:
   try:
     value = orjson.loads(data)
     choice = value["choices"][0]
-    content = choice["message"].get("content")
+    content = _text(choice["message"].get("content"))
     finish = str(choice.get("finish_reason") or "stop")
   except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
     return Failure(f"a response that is no chat completion: {type(error).__name__}", False)
@@ -34,6 +36,13 @@ def parse(data: bytes) -> Reply | Failure:
   told = usage if isinstance(usage, dict) else {}
   prompt, completion = map(_count, (told.get("prompt_tokens"), told.get("completion_tokens")))
   return Reply(content or "", finish, prompt, completion)
+
+
+def _text(content: Any) -> Any:
+  """Returns a content, the texts of one in parts together."""
+  if not isinstance(content, list):
+    return content
+  return "".join(part["text"] for part in content if part["type"] == "text")
 
 
 def _count(value: Any) -> int:
@@ -49,8 +58,8 @@ def message(data: bytes) -> str:
     value = value.get("message", value) if isinstance(value, dict) else value
     text = value if isinstance(value, str) else orjson.dumps(value).decode()
   except ValueError:
-    text = data.decode("utf-8", "replace")
-  return " ".join(text.split())[:300]
+    text = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), data.decode("utf-8", "replace"))
+  return " ".join(text.split())
 
 
 def seconds(value: str | None) -> float | None:

@@ -18,6 +18,7 @@ from jdc.prep.llm.responses import Failure
 _LOG = logging.getLogger(__name__)
 _BACK_OFF = 0.5  # seconds before the second try, doubled with each, with jitter
 _LONGEST = 15.0
+_SILENT_S = 1.0  # without an answer, from which on trouble is worth a line
 _AWAY = (408, 409, 425, 429, 502, 503, 504)  # the server cannot, just now
 _STOPS = {
   401: "the server does not accept the key",
@@ -25,6 +26,9 @@ _STOPS = {
   403: "the server does not allow this with the key",
   404: "the server has not got this model, or this address",
 }
+
+
+Pools = dict[tuple[str, str], Pool]  # by address and the variable with the key
 
 
 class Stopped(RuntimeError):
@@ -54,22 +58,23 @@ class Client:
   Args:
     server: where it is, and how it is asked.
     model: the server's name of the model.
+    pools: of all clients; those of one server share its slots and pauses.
   """
 
-  def __init__(self, server: Server, model: str):
+  def __init__(self, server: Server, model: str, pools: Pools):
     self._server, self._model = server, model
     key = read_key(server)
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if key:
       headers["Authorization"] = f"Bearer {key}"
-    forms = {key, orjson.dumps(key).decode()[1:-1], key.replace("/", "\\/")} if key else set()
-    self._secrets = [form.encode() for form in forms]
+    self._secrets = {key, orjson.dumps(key).decode()[1:-1], key.replace("/", "\\/")} - {""}
     self.name, self.identity, self.concurrency = model, "", server.concurrency
     self._url = f"{server.base_url}/chat/completions"
-    self._pool = Pool(Address(self._url, headers), server.concurrency, server.timeout_s)
+    where = (self._url, server.api_key_env)
+    self._pool = pools.get(where) or pools.setdefault(where, Pool(Address(self._url, headers)))
     self._probing = asyncio.Lock()
     self._answered = self._trouble = time.monotonic()
-    self._failing = False
+    self._failing = self._told = False
 
   async def open(self) -> None:
     """Does nothing: connections are made as they are needed."""
@@ -103,23 +108,26 @@ class Client:
 
   async def _try(self, body: bytes) -> Reply | Failure:
     try:
-      found = self._judge(await self._pool.post(body))
+      limits = self._server.concurrency, self._server.timeout_s
+      found = self._judge(await self._pool.post(body, *limits))
     except NotConnected as error:
-      found = Failure(f"no connection: {self._clean(str(error).encode())}", True)
+      found = Failure(f"no connection: {self._clean(str(error))}", True)
     except TimeoutError:
       found = Failure(f"no answer within {self._server.timeout_s:g} s", False)
     except OSError as error:
-      found = Failure(f"the connection broke: {self._clean(str(error).encode())}", False)
+      found = Failure(f"the connection broke: {self._clean(str(error))}", False)
     self._pool.go_on()
     return found
 
   def _judge(self, response: Response) -> Reply | Failure:
-    status, data = response.status, response.body
-    for secret in self._secrets:
-      data = data.replace(secret, b"[key]")
+    status = response.status
     if status == 200:
-      return responses.parse(data)
-    said = responses.message(data)
+      found = responses.parse(response.body)
+      if self._secrets and isinstance(found, Reply):
+        content, finish = self._hide(found.content), self._hide(found.finish)
+        return found._replace(content=content, finish=finish)
+      return found
+    said = self._clean(responses.message(response.body))
     if status in _STOPS or 300 <= status < 400:
       # What is said of a key may hold parts of it.
       said = "" if status in (401, 403) else f": {said}"
@@ -134,15 +142,17 @@ class Client:
     return Reply("", "", 0, 0, f"refused: HTTP {status}: {said}")
 
   def _note_answer(self) -> None:
-    if self._failing:
+    if self._told:
       _LOG.info("%s answers again", self._url)
-    self._answered, self._failing = time.monotonic(), False
+    self._answered, self._failing, self._told = time.monotonic(), False, False
 
   def _note_trouble(self, now: float, found: Failure) -> None:
     """Remembers since when nothing is answered; stops when that is too long."""
     server = self._server
     if not self._failing:
       self._failing, self._trouble = True, now
+    if not self._told and now > self._answered + _SILENT_S:
+      self._told = True
       _LOG.info("%s: %s; trying again", self._url, found.cause)
     silent = now - self._trouble
     if silent > server.patience_s:
@@ -177,7 +187,11 @@ class Client:
     # Requests that waited together do not come back together.
     return found.wait + 0.1 * pause if found.wait is not None else pause
 
-  def _clean(self, data: bytes) -> str:
+  def _clean(self, text: str) -> str:
+    return self._hide(text)[:300]
+
+  def _hide(self, text: str) -> str:
+    """Returns a text without the key."""
     for secret in self._secrets:
-      data = data.replace(secret, b"[key]")
-    return data.decode("utf-8", "replace")[:300]
+      text = text.replace(secret, "[key]")
+    return text
