@@ -48,10 +48,14 @@ def main(argv: list[str]) -> int:
   )
   if DATA.value:
     proxy, target = (runs.on_data(run, DATA.value) for run in (proxy, target))
-  found = advice.advise(
-    search, proxy, target, WORKDIR.value, command.train,
-    profile=PROFILE.value or None, resamples=RESAMPLES.value,
-  )  # fmt: skip
+  try:
+    found = advice.advise(
+      search, proxy, target, WORKDIR.value, command.train,
+      profile=PROFILE.value or None, resamples=RESAMPLES.value,
+    )  # fmt: skip
+  except (ValueError, OSError) as error:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return 2
   if found is None:
     print("stopped: SIGTERM; the same command continues", file=sys.stderr)
     return 1

@@ -42,20 +42,23 @@ def main(argv: list[str]) -> int:
   process.log_to_terminal()
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  settings = data_loop.Settings(
-    tokens=TOKENS.value,
-    rounds=ROUNDS.value,
-    first=FIRST.value,
-    trial=TRIAL.value,
-    min_gain=MIN_GAIN.value,
-    limits=Limits(max_drop=MAX_DROP.value),
-  )
   config = config_lib.from_config_dict(CONFIG.value)
   try:
+    settings = data_loop.Settings(
+      tokens=TOKENS.value,
+      rounds=ROUNDS.value,
+      first=FIRST.value,
+      trial=TRIAL.value,
+      min_gain=MIN_GAIN.value,
+      limits=Limits(max_drop=MAX_DROP.value),
+    )
     found = data_loop.run(settings, PLAN.value, config, HELD_OUT.value, WORKDIR.value)
   except data_loop.Stopped:
     print("stopped; the same command continues", file=sys.stderr)
     return 1
+  except (ValueError, OSError, ImportError) as error:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return 2
   for told in found.rounds:
     if told["kept"] is None:
       print(f"round {told['round']}: nothing to change")

@@ -31,7 +31,7 @@ tokens = { tokenizer = "bytes", seq_len = 64, format = "parquet", validation_fra
 """
 
 
-def run(*command: str, folder: Path) -> str:
+def run(*command: str, folder: Path, status: int = 0) -> str:
   flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
   done = subprocess.run(
     [sys.executable, *command],
@@ -42,8 +42,8 @@ def run(*command: str, folder: Path) -> str:
     timeout=600,
     check=False,
   )
-  assert done.returncode == 0, done.stderr
-  return done.stdout
+  assert done.returncode == status, done.stderr
+  return done.stderr if status else done.stdout
 
 
 def read(path: Path) -> list[str]:
@@ -107,3 +107,48 @@ def test_the_loop_runs_from_its_config(corpus):
   report = json.loads((corpus / "run" / "data-1.report.json").read_text())
   domains = report["domains"]
   assert domains["scrambled"]["influence"] < domains["web"]["influence"]
+
+
+def test_a_mistake_is_told_in_a_line(corpus):
+  made = corpus / "made"
+  told = run(
+    "launch/loop.py", f"--plan={made}/pipeline.toml", "--config=configs/loop.py:tiny",
+    f"--config.target.folder={made}/target", f"--held_out={made}/held_out", "--tokens=100",
+    f"--workdir={corpus}/few", folder=corpus, status=2,
+  )  # fmt: skip
+  assert told.splitlines()[-1].startswith("ValueError: tokens=100 are too few")
+  assert "Traceback" not in told
+
+
+def test_advice_comes_from_proxies_that_were_trained_and_is_followed(corpus):
+  made, advised = corpus / "made", corpus / "advice"
+  plan = made / "with_target.toml"
+  plan.write_text(PLAN.replace("seq_len = 64", "seq_len = 64, target_fraction = 0.1"))
+  run("launch/prep.py", "run", str(plan), f"--output={corpus}/shards", folder=corpus)
+  profile = f"{corpus}/profile.json"
+  raw = str(made / "raw" / "web.jsonl.gz")
+  run("launch/prep.py", "profile", raw, f"--output={profile}", folder=corpus)
+  data = f"{corpus}/shards/data"
+  parts = [f"--{part}=configs/regmix.py:{part},tiny" for part in ("search", "proxy", "target")]
+  command = (
+    "launch/advise.py", f"--data={data}", f"--profile={profile}", f"--workdir={advised}",
+    *parts, "--search.num_proxies=4", "--proxy.num_steps=5", "--resamples=20",
+  )  # fmt: skip
+  out = run(*command, folder=corpus)
+  found = json.loads((advised / "advice.json").read_text())
+  assert found["proportions"].keys() == {"scrambled", "web"}
+  assert abs(sum(found["proportions"].values()) - 1) < 1e-6
+  assert len(list((advised / "proxies").iterdir())) == 4
+  losses = json.loads((advised / "regmix.json").read_text())["losses"]
+  assert len(set(losses)) == 4  # of real runs, on four mixtures
+  flags = (advised / "advice.flags").read_text().split()
+  assert all(flag in out for flag in flags)
+  before = {path: path.stat().st_mtime_ns for path in (advised / "proxies").rglob("*")}
+  assert run(*command, folder=corpus) == out
+  assert {path: path.stat().st_mtime_ns for path in (advised / "proxies").rglob("*")} == before
+  run(
+    "launch/train.py", "--config=configs/regmix.py:target,tiny", f"--config.data={data}",
+    "--config.num_steps=3", "--config.optimizer.warmup_steps=1", *flags,
+    f"--workdir={corpus}/followed", folder=corpus,
+  )  # fmt: skip
+  assert (corpus / "followed" / "metrics.jsonl").exists()

@@ -373,3 +373,5 @@ def _check(
     named[f"step {number} ({held.op})"] = list(getattr(params, "files", tuple)())
   flat = {n: x for n, x in config_lib.to_json(base).items() if isinstance(x, str) and x}
   held_out.refuse_paths({**named, **flat})
+  if base.target.folder:
+    held_out.refuse_copies("target.folder", base.target.folder, base.corpus.text_field)

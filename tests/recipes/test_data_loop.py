@@ -189,6 +189,24 @@ def test_neither_side_may_read_the_held_out_set(corpus, config, tmp_path):
     data_loop.run(SETTINGS, path, config, corpus / "held_out", tmp_path / "copied")
 
 
+def test_a_target_set_with_copies_of_held_out_texts_is_refused(corpus, config, tmp_path):
+  texts = [
+    json.loads(line)["text"]
+    for folder in ("target", "held_out")
+    for line in (corpus / folder / "good.jsonl").read_text().splitlines()
+  ]
+  write(tmp_path / "target" / "good.jsonl", [text.upper() + "!" for text in texts[:17]])
+  copied = dataclasses.replace(config.target, folder=str(tmp_path / "target"))
+  with pytest.raises(
+    ValueError, match=r"target.folder=.*: 2 texts of the held-out set, in .*16"
+  ):
+    data_loop.run(
+      SETTINGS, corpus / "pipeline.toml", dataclasses.replace(config, target=copied),
+      corpus / "held_out", tmp_path / "loop",
+    )  # fmt: skip
+  assert not (tmp_path / "loop").exists()
+
+
 def test_settings_that_leave_nothing_to_the_end_are_refused():
   with pytest.raises(ValueError, match=r"must be below 1, got 1\.05"):
     Settings(tokens=10**6, rounds=4, first=0.25, trial=0.1)

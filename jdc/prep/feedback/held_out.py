@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jdc.data import domains, formats
+
 _MARKS = re.compile(r"[\W_]+")
 
 
@@ -70,6 +72,28 @@ class HeldOut:
         "the training"
       )
 
+  def refuse_copies(self, name: str, folder: str | Path, text_field: str) -> None:
+    """Raises a ValueError that names records with texts of the set, in a folder of tasks.
+
+    Args:
+      name: of the field that names the folder.
+      folder: a file a task, in any format that training reads.
+      text_field: of their records; a record without a text there is passed over.
+    """
+    known = {text_hash(text.text) for text in self.texts}
+    found = [
+      record.where
+      for task in domains.find_tasks(Path(folder).expanduser()).values()
+      for source in task.train
+      for record in formats.records(str(source), text_field)
+      if text_hash(_plain(record.fields.get(text_field))) in known
+    ]
+    if found:
+      raise ValueError(
+        f"{name}={str(folder)!r}: {len(found)} texts of the held-out set, in "
+        f"{', '.join(found[:5])}: they must not be read by the preparation or the training"
+      )
+
   def write_hashes(self, path: Path) -> None:
     """Writes the hashes of the texts, for the operator `refuse_texts`."""
     hashes = sorted({text_hash(text.text) for text in self.texts})
@@ -79,6 +103,10 @@ class HeldOut:
     """Returns the places of texts that are in the set."""
     known = {text_hash(text.text) for text in self.texts}
     return [i for i, text in enumerate(texts) if text_hash(text) in known]
+
+
+def _plain(value: Any) -> str:
+  return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
 
 
 def _read(path: Path) -> list[Text]:
