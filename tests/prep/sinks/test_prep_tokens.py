@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from jdc.data import token_index, token_manifest, token_shards, tokenize
 from jdc.data.batch import inputs_and_targets
-from jdc.prep.sinks import arrayrecord, token_writer, tokens
+from jdc.prep.sinks import arrayrecord, token_documents, token_writer, tokens
 from jdc.prep.sinks.tokens import TokenOptions, pack_shard, tokenize_pack, write_manifest
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -285,12 +285,12 @@ def test_documents_without_tokens_are_reported(tmp_path):
 
 
 def test_long_texts_are_tokenized_in_parts(tmp_path, bpe, monkeypatch):
-  monkeypatch.setattr(tokens, "_PART_CHARS", 100)
-  monkeypatch.setattr(tokens, "_BATCH_BYTES", 50)
+  monkeypatch.setattr(token_documents, "_PART_CHARS", 100)
+  monkeypatch.setattr(token_documents, "_BATCH_BYTES", 50)
   texts = [" ".join(words(3, 1, 30, 40)), "\n".join(words(5, 2, 10, 20)), "x" * 250, "short"]
-  for part in map(tokens._cut_text, texts):
+  for part in map(token_documents.cut_text, texts):
     assert max(map(len, part)) <= 100
-  assert tokens._cut_text(texts[1])[0].endswith("\n")
+  assert token_documents.cut_text(texts[1])[0].endswith("\n")
   chosen = options(tokenizer=str(bpe), seq_len=9)
   table = write(tmp_path, [batch_of(texts)], chosen)["web"].train
   tokenizer = tokens.open_tokenizer(chosen).tokenizer
@@ -304,7 +304,7 @@ def test_long_texts_are_tokenized_in_parts(tmp_path, bpe, monkeypatch):
   for document, text in enumerate(texts):
     pieces = [ids for _, ids in sorted(found[document])]
     joined = pieces[0] + [token for ids in pieces[1:] for token in ids[1:]]
-    parts = [tokenizer.encode(part)[0].tolist() for part in tokens._cut_text(text)]
+    parts = [tokenizer.encode(part)[0].tolist() for part in token_documents.cut_text(text)]
     assert joined == [*itertools.chain(*parts), tokenizer.eos_id]
     assert tokenizer.decode(joined) == text
   first = sum(len(tokenizer.decode([found[d][0][1][0]]).encode()) for d in found)
