@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import sys
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -191,15 +192,8 @@ def explain(operator: Operator) -> str:
   lines = [f"{operator.name} ({operator.kind})", ""]
   doc = (operator.function.__doc__ or "").strip()
   lines += [line.removeprefix("  ") for line in doc.splitlines()]
-  fields = operator.params.model_fields
-  if fields:
-    lines += ["", "Parameters:"]
-  schema = operator.params.model_json_schema().get("properties", {})
-  for name, field in fields.items():
-    default = "required" if field.is_required() else f"default {_default(field)!r}"
-    accepted = _accepted(schema.get(name, {}))
-    text = f" {field.description}" if field.description else ""
-    lines.append(f"  {name}: {accepted}; {default}.{text}")
+  if operator.params.model_fields:
+    lines += ["", "Parameters:", *_parameters(operator.params, "  ")]
   for what, names in (("Needs", operator.needs), ("Provides", operator.provides)):
     if names:
       lines += ["", f"{what}: {', '.join(names)}"]
@@ -215,15 +209,43 @@ def listing(operators: Mapping[str, Operator]) -> str:
   return "\n".join(f"{o.name:<{width}}  {o.kind:<9}  {o.summary}" for o in ordered)
 
 
-def _default(field: Any) -> Any:
+def _parameters(params: type[pydantic.BaseModel], indent: str) -> list[str]:
+  """Returns a line for each parameter; those of a table follow it, farther in."""
+  lines = []
+  schema = params.model_json_schema().get("properties", {})
+  for name, field in params.model_fields.items():
+    table = _table(field.annotation)
+    accepted = "table" if table else _accepted(schema.get(name, {}))
+    text = f" {field.description}" if field.description else ""
+    lines.append(f"{indent}{name}: {accepted}; {_default(field, table)}.{text}")
+    if table:
+      lines += _parameters(table, f"{indent}  ")
+  return lines
+
+
+def _table(annotation: Any) -> type[pydantic.BaseModel] | None:
+  """Returns the model of a parameter that is a table, or may be one."""
+  for kind in (annotation, *typing.get_args(annotation)):
+    if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
+      return kind
+  return None
+
+
+def _default(field: Any, table: type[pydantic.BaseModel] | None) -> str:
+  if field.is_required():
+    return "required"
   value = field.get_default(call_default_factory=True)
-  return value.model_dump() if isinstance(value, pydantic.BaseModel) else value
+  if table is not None and value is not None:
+    return "default as below"
+  return "default none" if table is not None else f"default {value!r}"
 
 
 def _accepted(schema: Mapping[str, Any]) -> str:
   """Says in words what a JSON schema accepts."""
   if "enum" in schema:
     return " | ".join(json.dumps(value) for value in schema["enum"])
+  if "const" in schema:
+    return json.dumps(schema["const"])
   if "anyOf" in schema:
     return " or ".join(_accepted(part) for part in schema["anyOf"])
   words = [str(schema.get("type", "any"))]

@@ -284,5 +284,11 @@ def test_operators_are_explained(name):
 
   text = catalog.explain(ops.OPERATORS[name])
   assert "model: string; required. The server's name of a model, or `jdc:FOLDER`" in text
+  assert "  server: table; default none." in text
+  assert "    base_url: string; required. Such as `http" in text
+  assert "    concurrency: integer >= 1 <= 4096; default 64." in text
+  assert "  budget: table; default as below." in text
+  assert "    money: number >= 0 or null; default None." in text
+  assert ": any" not in text
   params = ops.OPERATORS[name].params
   assert [field for field, held in params.model_fields.items() if not held.description] == []
