@@ -143,6 +143,21 @@ def test_a_chat_template_writes_the_messages(kit, root):
   assert tokens == sorted(len(t) + shape + boundary for t in TEXTS)
 
 
+def test_what_is_no_json_is_never_kept(kit, root):
+  """Nothing makes a checkpoint write JSON; what it writes is held against the schema."""
+  schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+  manifest = run(
+    kit, root, **PLAIN, json_schema=schema, outputs={"a": "a"}, attempts=2,
+    sampling={"max_tokens": 40, "stop": ["\\", "%"]},
+  )  # fmt: skip
+  assert manifest["accounts"]["kept"] == 0
+  assert sum(manifest["accounts"]["quarantined"].values()) == len(TEXTS)
+  aside = kit.records(root / "out", "quarantine")
+  not_json = [row for row in aside if row["cause"].startswith("not JSON")]
+  assert not_json
+  assert all(row["answer"] for row in not_json)
+
+
 @pytest.mark.parametrize("by", ["answer", "likelihood"])
 def test_marks_of_a_chat_in_a_document_set_it_aside_and_no_other(
   kit, tmp_path, base_folder, by
