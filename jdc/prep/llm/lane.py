@@ -40,8 +40,8 @@ class Lane:
     self._waiting = 0
     self._cpu = 0.0
     self._ready = threading.Event()
-    # Else a full collection looks through all that was imported, a third of a second in which no
-    # model is asked.
+    # Else a full collection looks through all that was imported, and for a third of a second
+    # no model is asked.
     gc.freeze()
     self._thread = threading.Thread(target=self._serve, name="models", daemon=True)
     self._thread.start()
