@@ -72,3 +72,15 @@ def where(counts: Mapping[str, Any]) -> str:
     lines += [f"  {count:>9}  {reason}" for reason, count in ordered]
   lines.append(f"{counts['kept']} kept")
   return "\n".join(lines)
+
+
+def not_found(records: Sequence[Record]) -> list[str]:
+  """Returns a line for each thing that a step names and no document has, if there are any."""
+  told = [record["info"] for record in records if "found" in record["info"]]
+  totals: Counter[tuple[str, str]] = Counter()
+  for info in told:
+    for step, counts in info["found"].items():
+      totals.update({(step, what): count for what, count in counts.items()})
+  if not sum(info["rows_in"] for info in told):
+    return []
+  return [f"{step}: no record has the {what}" for (step, what), n in totals.items() if not n]

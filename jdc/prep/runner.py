@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jdc.prep import (
+  accounts,
   check,
   code_hash,
   commits,
@@ -184,24 +185,9 @@ class Run:
         self._take(wait=False)
       if not computed:
         self._take(wait=True)
-    problems.raise_all(self._not_found(), "plan")
+    problems.raise_all(accounts.not_found(self.records), "plan")
     if phase.step is not None:
       self._decide(phase, shards)
-
-  def _not_found(self) -> list[str]:
-    """Returns what steps name that no document has."""
-    totals: dict[tuple[str, str], int] = {}
-    rows = sum(
-      record["info"]["rows_in"] for record in self.records if "found" in record["info"]
-    )
-    for record in self.records:
-      for step, counts in record["info"].get("found", {}).items():
-        for what, count in counts.items():
-          totals[step, what] = totals.get((step, what), 0) + count
-    absent = [
-      f"{step}: no record has the {what}" for (step, what), n in totals.items() if not n
-    ]
-    return absent if rows else []
 
   def _ask(self, phase: Phase, numbers: Iterable[int], shards: Sequence[Shard]) -> None:
     """Gives shards to the lane of models that are at a link of its."""

@@ -105,9 +105,13 @@ def write(
 ) -> str:
   """Writes `right_data.md` and `right_data.json`, and returns the former."""
   text = markdown(found, sources, relevance)
-  (Path(folder) / "right_data.md").write_text(text + "\n", encoding="utf-8")
-  content = json.dumps(as_json(found, sources, relevance), indent=1)
-  (Path(folder) / "right_data.json").write_text(content + "\n", encoding="utf-8")
+  return write_both(Path(folder) / "right_data", text, as_json(found, sources, relevance))
+
+
+def write_both(path: Path, text: str, content: Any) -> str:
+  """Writes a table for people and one for programs beside each other; returns the former."""
+  for suffix, lines in ((".md", text), (".json", json.dumps(content, indent=1))):
+    path.with_suffix(suffix).write_text(lines + "\n", encoding="utf-8")
   return text
 
 

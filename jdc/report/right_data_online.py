@@ -1,6 +1,5 @@
 """How much of what a method chose while it trained is right, beside what it was offered."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jdc.report.comparison import Interval
-from jdc.report.right_data import Shares, by_source, interval, shares, shown, table_row
+from jdc.report.right_data import (
+  Shares,
+  by_source,
+  interval,
+  shares,
+  shown,
+  table_row,
+  write_both,
+)
 
 _CHOICES = {  # what is said of the rows in the table
   "kept": "kept of candidates",
@@ -102,10 +109,9 @@ def write(
 ) -> str:
   """Writes `right_data_online.md` and `right_data_online.json`, and returns the former."""
   text = markdown(found, sources, relevance)
-  (Path(folder) / "right_data_online.md").write_text(text + "\n", encoding="utf-8")
-  content = json.dumps(as_json(found, sources, relevance), indent=1)
-  (Path(folder) / "right_data_online.json").write_text(content + "\n", encoding="utf-8")
-  return text
+  return write_both(
+    Path(folder) / "right_data_online", text, as_json(found, sources, relevance)
+  )
 
 
 def markdown(
