@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import json
 import os
+import pathlib
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 Step = Callable[[pa.Table], Any]
+_INPUT = "in.jsonl"
 
 
 def daft_minhash(bands: int) -> Step:
@@ -83,20 +85,41 @@ def data_juicer_minhash() -> Step:
 def dataflow(name: str, **parameters: Any) -> Step:
   """An operator of DataFlow, on a file of JSON lines as its storage has them."""
   general_text = importlib.import_module("dataflow.operators.general_text")
-  storages = importlib.import_module("dataflow.utils.storage")
 
   def run(table: pa.Table) -> Any:
     with tempfile.TemporaryDirectory() as folder:
-      path = os.path.join(folder, "in.jsonl")
-      with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": t}) + "\n" for t in table["text"].to_pylist())
-      storage = storages.FileStorage(
-        first_entry_file_name=path, cache_path=folder, file_name_prefix="s", cache_type="jsonl"
-      )
       operator = getattr(general_text, name)(**parameters)
-      return operator.run(storage.step(), input_key="text")
+      return operator.run(dataflow_storage(table, "text", folder).step(), input_key="text")
 
   return run
+
+
+def dataflow_pipeline() -> Step:
+  """The pipeline for pretraining text that DataFlow ships for CPUs, with its own parameters."""
+  folder_of = "dataflow.statics.pipelines.cpu_pipelines"
+  pipelines = importlib.import_module(f"{folder_of}.text_pt_filter")
+
+  def run(table: pa.Table) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+      pipeline = pipelines.PTTextFilter_CPUPipeline()
+      pipeline.storage = dataflow_storage(table, "raw_content", folder)
+      pipeline.forward()
+      sizes = {path.name: path.stat().st_size for path in pathlib.Path(folder).iterdir()}
+    given = sizes.pop(_INPUT)
+    return f"{sum(sizes.values()) / given:.1f} bytes written for each one of input"
+
+  return run
+
+
+def dataflow_storage(table: pa.Table, column: str, folder: str) -> Any:
+  """Returns DataFlow's storage of these texts in a file of JSON lines in a folder."""
+  storages = importlib.import_module("dataflow.utils.storage")
+  path = pathlib.Path(folder, _INPUT)
+  with path.open("w", encoding="utf-8") as file:
+    file.writelines(json.dumps({column: t}) + "\n" for t in table["text"].to_pylist())
+  return storages.FileStorage(
+    first_entry_file_name=str(path), cache_path=folder, file_name_prefix="s", cache_type="jsonl"
+  )
 
 
 # What a measure needs, how it is made, and of how many documents: 0 is what the caller says.
@@ -110,6 +133,7 @@ PEERS: dict[str, tuple[str, Callable[[], Step], int]] = {
     lambda: dataflow("MinHashDeduplicateFilter", num_perm=112, threshold=0.7),
     0,
   ),
+  "pipeline: DataFlow": ("dataflow", dataflow_pipeline, 0),
 }
 
 
@@ -124,9 +148,10 @@ def main() -> None:
   step(read(path, 20))
   begin, started = sum(os.times()[:4]), time.monotonic()
   table = read(path, count)
-  step(table)
+  found = step(table)
   seconds = sum(os.times()[:4]) - begin
   note = f"{time.monotonic() - started:.1f} s of wall time"
+  note += f", {found}" if isinstance(found, str) else ""
   size = sum(len(text.encode()) for text in table["text"].to_pylist())
   print(json.dumps({"seconds": seconds, "documents": len(table), "size": size, "note": note}))
 

@@ -41,8 +41,6 @@ def main() -> None:
   core = max(os.sched_getaffinity(0)) if CORE.value is None else CORE.value
   os.sched_setaffinity(0, {core})
   os.environ |= {"TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1"}
-  import bench_prep_measures as own  # needs the extra `prep`
-
   with tempfile.TemporaryDirectory() as scratch:
     folder = pathlib.Path(CORPUS.value or f"{scratch}/corpus")
     if not (folder / "truth.parquet").exists():
@@ -54,16 +52,12 @@ def main() -> None:
         f"--documents={DOCUMENTS.value}",
       ]
       subprocess.run(command, check=True)
-    measures = own.measures(folder, pathlib.Path(scratch), _chosen)
-    measures |= {
-      name: functools.partial(lambda ask: Cost(**ask()), ask)
-      for name, ask in peer_measures(folder).items()
-    }
+    measures = own_measures(folder, pathlib.Path(scratch)) | peer_measures(folder)
     print(f"core {core}, load {os.getloadavg()[0]:.1f}, {folder}")
     found: dict[str, list[Cost]] = {name: [] for name in measures}
     for round_ in range(ROUNDS.value):
       for name in measures if round_ % 2 == 0 else reversed(measures):
-        found[name].append(measures[name]())
+        found[name].append(Cost(**measures[name]()))
         print(f"round {round_}: {_line(name, found[name][-1:])}", flush=True)
   report(found)
 
@@ -93,6 +87,26 @@ def _line(name: str, costs: list[Cost]) -> str:
   )
 
 
+def own_measures(
+  folder: pathlib.Path, scratch: pathlib.Path
+) -> dict[str, Callable[[], dict[str, Any]]]:
+  """Returns what measures jdc on the corpus of a folder, by name."""
+  import bench_prep_measures as own  # needs the extra `prep`
+
+  parquet = folder / "corpus.parquet"
+  names = [name for name in own.STEPS if _chosen(name)]
+  if any(name.startswith("tokens") for name in names):
+    own.train_tokenizer(parquet, scratch)
+  command = [sys.executable, own.__file__]
+  found: dict[str, Callable[[], dict[str, Any]]] = {
+    name: functools.partial(_ask, [*command, name, str(parquet), str(scratch)])
+    for name in names
+  }
+  if _chosen("pipeline: jdc"):
+    found["pipeline: jdc"] = functools.partial(own.pipeline, folder, scratch)
+  return found
+
+
 def peer_measures(folder: pathlib.Path) -> dict[str, Callable[[], dict[str, Any]]]:
   """Returns what the interpreters of `--peer` can measure, by name."""
   script = str(pathlib.Path(__file__).with_name("bench_peer_prep.py"))
@@ -112,6 +126,7 @@ def _chosen(name: str) -> bool:
 
 def _ask(command: list[str]) -> dict[str, Any]:
   environment = os.environ | {"OMP_NUM_THREADS": "1"}
-  environment.pop("PYTHONPATH", None)
+  if command[0] != sys.executable:  # paths of this interpreter are of no use to another
+    environment.pop("PYTHONPATH", None)
   done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
   return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,5 +1,12 @@
-"""What `bench_prep.py` measures of jdc: steps of data preparation over a Parquet file."""
+"""What `bench_prep.py` measures of jdc: steps of data preparation over a Parquet file.
 
+  python bench_prep_measures.py 'tokens: jdc, packed' corpus.parquet SCRATCH
+
+Each is a process of its own, as those of other libraries are: what one leaves in memory makes
+the next up to a tenth slower. Prints JSON in the last line.
+"""
+
+import json
 import os
 import pathlib
 import resource
@@ -7,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from bench_prep import Cost
 
+_TOKENIZER = "tokenizer.json"
 _RULES: dict[str, dict[str, float]] = {
   "gopher_quality": {},
   "gopher_repetition": {},
@@ -41,48 +49,32 @@ format = "parquet"
 """
 
 
-def measures(
-  folder: pathlib.Path, scratch: pathlib.Path, chosen: Callable[[str], bool]
-) -> dict[str, Callable[[], Cost]]:
-  """Returns what measures jdc on the corpus of a folder, by name, compiled.
+# What a measure does to the documents of a file, with a folder for temporary files and that of
+# `train_tokenizer`; what it returns is printed beside the speed.
+STEPS: dict[str, Callable[[pathlib.Path, pathlib.Path], str]] = {
+  "read: jdc": lambda path, _: read(path),
+  "filters: jdc, Parquet to Parquet": lambda path, scratch: filters(path, scratch),
+  "exact: jdc": lambda path, _: exact(path),
+  "MinHash: jdc, keys alone": lambda path, _: keys_alone(path),
+  "MinHash: jdc, unverified": lambda path, _: minhash(path, verify=False),
+  "MinHash: jdc": lambda path, _: minhash(path),
+  "lines: jdc": lambda path, _: lines(path),
+  "tokens: jdc, packed": lambda path, scratch: tokens(path, scratch),
+  "tokens: bare tokenizers": lambda path, scratch: bare_tokens(path, scratch),
+}
 
-  Args:
-    folder: with the corpus.
-    scratch: for temporary files.
-    chosen: whether a measure of this name is wanted.
-  """
-  parquet, some = folder / "corpus.parquet", scratch / "some.parquet"
+
+def main() -> None:
+  """Prints what a measure cost; the first few documents, which compile, are not timed."""
+  name, parquet, scratch = sys.argv[1], pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
+  some, step = scratch / "some.parquet", STEPS[name]
   pq.write_table(pq.ParquetFile(parquet).read_row_group(0).slice(0, 500), some)
-  tokenizer = train_tokenizer(parquet, scratch) if chosen("tokens") else scratch
-  steps: dict[str, Callable[[pathlib.Path], str]] = {
-    "read: jdc": read,
-    "filters: jdc, Parquet to Parquet": lambda path: filters(path, scratch / "out.parquet"),
-    "exact: jdc": exact,
-    "MinHash: jdc, keys alone": keys_alone,
-    "MinHash: jdc, unverified": lambda path: minhash(path, verify=False),
-    "MinHash: jdc": minhash,
-    "lines: jdc": lines,
-    "tokens: jdc, packed": lambda path: tokens(path, scratch, tokenizer),
-    "tokens: bare tokenizers": lambda path: bare_tokens(path, tokenizer),
-  }
-  steps = {name: step for name, step in steps.items() if chosen(name)}
-  for step in steps.values():
-    step(some)
-  found = {name: _timed(step, parquet) for name, step in steps.items()}
-  if chosen("pipeline: jdc"):
-    found["pipeline: jdc"] = lambda: pipeline(folder, scratch)
-  return found
-
-
-def _timed(step: Callable[[pathlib.Path], str], path: pathlib.Path) -> Callable[[], Cost]:
-  documents, size = text_size(path)
-
-  def measure() -> Cost:
-    begin = cpu()
-    note = step(path)
-    return Cost(cpu() - begin, documents, size, note)
-
-  return measure
+  step(some, scratch)
+  begin = cpu()
+  note = step(parquet, scratch)
+  seconds = cpu() - begin
+  documents, size = text_size(parquet)
+  print(json.dumps({"seconds": seconds, "documents": documents, "size": size, "note": note}))
 
 
 def cpu() -> float:
@@ -114,14 +106,16 @@ def read(path: pathlib.Path) -> str:
   return f"{sum(len(text) for text in texts(path)):,} rows"
 
 
-def filters(path: pathlib.Path, output: pathlib.Path) -> str:
+def filters(path: pathlib.Path, scratch: pathlib.Path) -> str:
   """Filters by the rules of Gopher and FineWeb, and writes what is left."""
   from jdc.prep import predicates
   from jdc.prep.kernels import signals
 
   bounds = predicates.bounds_of(_RULES)
   names, kept = predicates.signals_of(bounds), 0
-  with pq.ParquetWriter(output, pq.read_schema(path), compression="zstd") as writer:
+  with pq.ParquetWriter(
+    scratch / "out.parquet", pq.read_schema(path), compression="zstd"
+  ) as writer:
     for batch in batches(path):
       keep = predicates.decide(signals.signals(batch.column("text"), names), bounds).keep
       writer.write_batch(batch.filter(pa.array(keep)))
@@ -192,23 +186,21 @@ def lines(path: pathlib.Path) -> str:
   return f"{gone:,} lines go"
 
 
-def train_tokenizer(parquet: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
-  """Returns a byte-level BPE of 16,000 tokens of the corpus's own first documents."""
+def train_tokenizer(parquet: pathlib.Path, scratch: pathlib.Path) -> None:
+  """Writes a byte-level BPE of 16,000 tokens of the corpus's own first documents."""
   import tokenizers
 
   model = tokenizers.ByteLevelBPETokenizer()
   some = next(texts(parquet)).slice(0, 4000).to_pylist()
   model.train_from_iterator(some, 16_000, special_tokens=["<eos>"], show_progress=False)
-  path = scratch / "tokenizer.json"
-  model.save(str(path))
-  return path
+  model.save(str(scratch / _TOKENIZER))
 
 
-def tokens(path: pathlib.Path, scratch: pathlib.Path, tokenizer: pathlib.Path) -> str:
+def tokens(path: pathlib.Path, scratch: pathlib.Path) -> str:
   """Tokenizes and packs documents into shards for training."""
   from jdc.prep.sinks import tokens as sink
 
-  options = sink.TokenOptions(tokenizer=str(tokenizer), eos_token="<eos>")
+  options = sink.TokenOptions(tokenizer=str(scratch / _TOKENIZER), eos_token="<eos>")
   with tempfile.TemporaryDirectory(dir=scratch) as folder:
     shard = sink.pack_shard(_documents(path), "part", pathlib.Path(folder), options)
   return f"{len(shard.files)} domains"
@@ -229,11 +221,11 @@ def _documents(path: pathlib.Path) -> Iterator[pa.RecordBatch]:
     begin += len(text)
 
 
-def bare_tokens(path: pathlib.Path, tokenizer: pathlib.Path) -> str:
+def bare_tokens(path: pathlib.Path, scratch: pathlib.Path) -> str:
   """Tokenizes documents with the library and drops the tokens."""
   import tokenizers
 
-  model, count = tokenizers.Tokenizer.from_file(str(tokenizer)), 0
+  model, count = tokenizers.Tokenizer.from_file(str(scratch / _TOKENIZER)), 0
   for text in texts(path):
     for begin in range(0, len(text), 512):
       found = model.encode_batch_fast(text.slice(begin, 512).to_pylist())
@@ -241,7 +233,7 @@ def bare_tokens(path: pathlib.Path, tokenizer: pathlib.Path) -> str:
   return f"{count:,} tokens"
 
 
-def pipeline(folder: pathlib.Path, scratch: pathlib.Path) -> Cost:
+def pipeline(folder: pathlib.Path, scratch: pathlib.Path) -> dict[str, Any]:
   """Runs a whole plan in a process of its own, whose start is included."""
   with tempfile.TemporaryDirectory(dir=scratch) as work:
     plan, output = pathlib.Path(work) / "pipeline.toml", pathlib.Path(work) / "out"
@@ -256,4 +248,8 @@ def pipeline(folder: pathlib.Path, scratch: pathlib.Path) -> Cost:
   given = sum(path.stat().st_size for path in folder.glob("raw-*.jsonl"))
   documents, size = text_size(folder / "corpus.parquet")
   note = f"{wrote / given:.2f} bytes written for each one of input, {left / given:.2f} left"
-  return Cost(seconds, documents, size, note)
+  return {"seconds": seconds, "documents": documents, "size": size, "note": note}
+
+
+if __name__ == "__main__":
+  main()
