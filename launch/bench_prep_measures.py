@@ -61,6 +61,7 @@ STEPS: dict[str, Callable[[pathlib.Path, pathlib.Path], str]] = {
   "lines: jdc": lambda path, _: lines(path),
   "tokens: jdc, packed": lambda path, scratch: tokens(path, scratch),
   "tokens: bare tokenizers": lambda path, scratch: bare_tokens(path, scratch),
+  "pipeline: jdc, once started": lambda path, scratch: started_pipeline(path, scratch),
 }
 
 
@@ -68,7 +69,10 @@ def main() -> None:
   """Prints what a measure cost; the first few documents, which compile, are not timed."""
   name, parquet, scratch = sys.argv[1], pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
   some, step = scratch / "some.parquet", STEPS[name]
-  pq.write_table(pq.ParquetFile(parquet).read_row_group(0).slice(0, 500), some)
+  table = pq.ParquetFile(parquet).read_row_group(0).slice(0, 500)
+  pq.write_table(table, some)
+  with open(scratch / "raw-some.jsonl", "w", encoding="utf-8") as file:
+    file.writelines(json.dumps({"text": text}) + "\n" for text in table["text"].to_pylist())
   step(some, scratch)
   begin = cpu()
   note = step(parquet, scratch)
@@ -231,6 +235,17 @@ def bare_tokens(path: pathlib.Path, scratch: pathlib.Path) -> str:
       found = model.encode_batch_fast(text.slice(begin, 512).to_pylist())
       count += sum(len(encoding.ids) for encoding in found)
   return f"{count:,} tokens"
+
+
+def started_pipeline(path: pathlib.Path, scratch: pathlib.Path) -> str:
+  """Runs a whole plan over the JSON lines beside a file."""
+  from jdc.prep import runner, spec
+
+  plan = scratch / "started.toml"
+  plan.write_text(_PLAN.format(corpus=path.parent.resolve()))
+  with tempfile.TemporaryDirectory(dir=scratch) as output:
+    made = runner.run(spec.PlanSpec.read(plan), output)
+  return f"{made['accounts']['kept']:,} kept"
 
 
 def pipeline(folder: pathlib.Path, scratch: pathlib.Path) -> dict[str, Any]:
