@@ -82,7 +82,9 @@ def main(argv: list[str]) -> int:
   try:
     return commands[argv[1]](argv[2:])
   except (ValueError, OSError, RuntimeError, ImportError) as error:
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    # Of its notes those of a line: others are tracebacks of worker processes.
+    notes = [note for note in getattr(error, "__notes__", ()) if "\n" not in note]
+    print("\n".join([f"{type(error).__name__}: {error}", *notes]), file=sys.stderr)
     return 2
 
 

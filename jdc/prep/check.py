@@ -97,15 +97,18 @@ def _operators(plan: PlanSpec, root: Path | None) -> Iterator[tuple[int, Operato
 def remarks(plan: PlanSpec) -> list[str]:
   """Returns what could be better in the order of the steps."""
   found = []
-  ranked = [
-    (n, s.op, ops.OPERATORS[s.op].stage_rank)
-    for n, s in enumerate(plan.step, 1)
-    if s.op in ops.OPERATORS
+  known = [
+    (number, step.op, ops.OPERATORS[step.op])
+    for number, step in enumerate(plan.step, 1)
+    if step.op in ops.OPERATORS
   ]
-  for (_, name, rank), (number, other, other_rank) in itertools.pairwise(ranked):
-    again = other in [op for n, op, _ in ranked if n < number - 1]
-    again = again or name in [op for n, op, _ in ranked if n > number]
-    if other_rank < rank and not again:
+  for (_, name, before), (number, other, operator) in itertools.pairwise(known):
+    again = other in [op for n, op, _ in known if n < number - 1]
+    again = again or name in [op for n, op, _ in known if n > number]
+    # New texts have a beginning of their own, and fields are put in order wherever they are.
+    begins = "text" in before.provides and not before.early
+    of_fields = operator.needs == ("fields",) and not operator.provides
+    if operator.stage_rank < before.stage_rank and not (again or begins or of_fields):
       found.append(f"step {number} ({other}) usually stands before {name}")
   return [*found, *_text_of_messages(plan)]
 

@@ -1,7 +1,8 @@
 """Wording of errors: what pydantic found wrong, names that were probably meant, all at once."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pydantic
@@ -19,6 +20,16 @@ def suggestion(name: str, known: Iterable[str]) -> str:
   close = difflib.get_close_matches(name, known, n=1)
   meant = f", did you mean {close[0]!r}?" if close else ";"
   return f"{meant} known: {', '.join(known)}"
+
+
+@contextlib.contextmanager
+def in_step(number: int, op: str) -> Iterator[None]:
+  """Notes in errors which step of a plan raised them."""
+  try:
+    yield
+  except Exception as error:
+    error.add_note(f"in step {number} ({op})")
+    raise
 
 
 def of_validation(

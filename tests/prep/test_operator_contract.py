@@ -165,3 +165,14 @@ def test_an_operator_that_raises_is_told_so():
 
   made = catalog.op("fails", "map", Params)(fails)
   assert operator_contract.problems(made) == ["raises KeyError: 'oops'"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_tells_the_step_that_raised_it(tmp_path, workers):
+  given = 'jdc_pipeline = 1\n[input]\npaths = ["a.jsonl"]\n[[step]]\nop = "fix_unicode"\n'
+  plan = PlanSpec.from_toml(given + '[[step]]\nop = "own.py:lower"\n')
+  (tmp_path / "own.py").write_text(OWN.replace("pc.utf8_lower", "pc.no_such_function"))
+  (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+  with pytest.raises(AttributeError) as found:
+    runner.run(plan, tmp_path / "out", root=tmp_path, workers=workers, report=False)
+  assert found.value.__notes__[0] == "in step 2 (lower)"

@@ -349,6 +349,15 @@ def test_steps_that_leave_messages_as_they_are_are_remarked_on(op, given, expect
     assert all(f"step 2 ({op})" in line for line in found)
 
 
+def test_an_order_that_costs_more_is_remarked_on():
+  plan = PlanSpec(
+    input=InputSpec(paths=("a",)), step=(step("exact_dedup"), step("fix_unicode"))
+  )
+  assert check.remarks(plan) == ["step 2 (fix_unicode) usually stands before exact_dedup"]
+  again = (step("fix_unicode"), step("exact_dedup"), step("fix_unicode"))
+  assert not check.remarks(PlanSpec(input=InputSpec(paths=("a",)), step=again))
+
+
 def test_filters_of_instruction_data_need_messages(tmp_path):
   (tmp_path / "raw").mkdir()
   (tmp_path / "raw" / "web.jsonl").write_text('{"text": "a"}')

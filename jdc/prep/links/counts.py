@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pyarrow as pa
 
-from jdc.prep import batches, sampling, stages, tables
+from jdc.prep import batches, problems, sampling, stages, tables
 from jdc.prep.globals_ import GlobalOp, Table
 from jdc.prep.links.base import BINS, Place, Record, histogram
 from jdc.prep.stages import Link
@@ -33,7 +33,9 @@ class KeysLink:
       named = batch
       for name, column in self._columns.items():
         named = batches.set_column(named, name, batch.column(column))
-      self._parts.append(self._op.keys(named))
+      step = self._link.steps[0]
+      with problems.in_step(step.number, step.op):
+        self._parts.append(self._op.keys(named))
       self._ids.append(sampling.id_bytes(batch.column("doc_id")))
     return batch, rows
 

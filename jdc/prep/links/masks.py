@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from jdc.prep import batches, stages, tables
+from jdc.prep import batches, problems, stages, tables
 from jdc.prep.links.aside import DroppedFile
 from jdc.prep.links.base import Place, Record
 from jdc.prep.stages import Link, Step
@@ -75,7 +75,9 @@ class SelectLink(_Masking):
     reason = np.zeros(batch.num_rows, np.int64)
     names: list[str] = []
     for step in self._steps:
-      for name, bad in step.operator.function(self._signals(step, batch), step.values).items():
+      with problems.in_step(step.number, step.op):
+        found = step.operator.function(self._signals(step, batch), step.values)
+      for name, bad in found.items():
         names.append(name)
         reason[bad & (reason == 0)] = len(names)
     indices = pa.array(reason - 1, pa.int64(), mask=reason == 0)

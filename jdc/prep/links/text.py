@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jdc.prep import batches, sampling, stages, tables
+from jdc.prep import batches, problems, sampling, stages, tables
 from jdc.prep.globals_ import GlobalOp, Table
 from jdc.prep.links.aside import DroppedFile
 from jdc.prep.links.base import BINS, Place, Record, byte_lengths, histogram
@@ -75,7 +75,8 @@ class TextLink:
   def _map_all(self, steps: Sequence[Step], batch: pa.RecordBatch) -> pa.RecordBatch:
     for step in steps:
       begin = time.process_time()
-      batch = self._map(step, batch)
+      with problems.in_step(step.number, step.op):
+        batch = self._map(step, batch)
       self._seconds[f"{step.number} {step.op}"] += time.process_time() - begin
     return batch
 
@@ -85,7 +86,8 @@ class TextLink:
     for step in self._link.signals:
       begin = time.process_time()
       file = [self._prepared[step.prepared_name]] if step.operator.prepare else []
-      found = step.operator.function(batch, step.values, *file)
+      with problems.in_step(step.number, step.op):
+        found = step.operator.function(batch, step.values, *file)
       columns += [(stages.signal_column(step, k), pa.array(v)) for k, v in found.items()]
       self._seconds[step.op] += time.process_time() - begin
     return columns

@@ -68,8 +68,8 @@ class MinhashDedup(Params):
   """See `minhash_dedup`."""
 
   ngram: Positive = 5
-  bands: Positive = 14
-  rows: Positive = 8
+  bands: Annotated[int, Field(ge=1, le=1024)] = 14
+  rows: Annotated[int, Field(ge=1, le=1024)] = 8
   seed: Annotated[int, Field(ge=0)] = 1
   verify: bool = True
   min_jaccard: Annotated[float, Field(gt=0, le=1)] = 0.7

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from jdc.prep import globals_, tables
+from jdc.prep import globals_, problems, tables
 from jdc.prep.links import Record
 from jdc.prep.stages import Step
 from jdc.prep.store import Written, write_bytes
@@ -73,7 +73,8 @@ class DecideTask:
     folder.mkdir(parents=True, exist_ok=True)
     fetch = lambda rows: _fetch(root, self.views, starts, rows)
     op: globals_.GlobalOp = self.step.operator.function(self.step.values)
-    decision = op.decide(loaded, globals_.Context(ids, fetch, folder))
+    with problems.in_step(self.step.number, self.step.op):
+      decision = op.decide(loaded, globals_.Context(ids, fetch, folder))
     record: Record = {"name": self.name, "info": {"counts": dict(decision.counts)}}
     if decision.resource is not None:
       record["files"] = self._save(root, "resource", decision.resource)

@@ -40,8 +40,10 @@ def write(folder, texts):
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
-def test_recipes_are_plans(path, tmp_path):
-  assert check.resolve(PlanSpec.read(path), tmp_path)
+def test_recipes_are_plans_in_an_order_that_nothing_is_remarked_on(path, tmp_path):
+  plan = PlanSpec.read(path)
+  assert check.resolve(plan, tmp_path)
+  assert not check.remarks(plan)
 
 
 def test_question_answers(serve, kit, tmp_path):
