@@ -3,31 +3,30 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jdc.prep import (
   accounts,
   check,
-  code_hash,
   commits,
   engine,
   expect,
+  indexing,
   manifest,
+  outputs,
   problems,
   stages,
   tasks,
 )
+from jdc.prep.asking import Models
 from jdc.prep.batches import Piece
 from jdc.prep.readers import files
 from jdc.prep.spec import PlanSpec, content_hash
 from jdc.prep.stages import Link, Phase
 from jdc.prep.store import Written
 from jdc.prep.tables import View
-
-if TYPE_CHECKING:
-  from jdc.prep.llm.lane import Lane
 
 _LOG = logging.getLogger(__name__)
 Record = dict[str, Any]
@@ -40,6 +39,11 @@ class Shard:
   pieces: tuple[Piece, ...]
   view: View | None = None
   at: int = 0  # the next link of the present phase
+
+
+def _view(shard: Shard) -> View:
+  assert shard.view is not None
+  return shard.view
 
 
 class Run:
@@ -83,8 +87,7 @@ class Run:
     self._decisions: dict[int, dict[int, dict[str, Any]]] = {}  # step -> shard -> files
     self._resources: dict[int, dict[str, Any]] = {}
     self._prepared: dict[str, Written] = {}
-    self._lane: Lane | None = None  # where models are asked
-    self._asked: set[tuple[int, str]] = set()  # what it was given, by shard and link
+    self._models = Models(self.folder, self.steps)
 
   def execute(self) -> dict[str, Any]:
     """Does what is not done yet; returns the manifest.
@@ -101,8 +104,8 @@ class Run:
       commits.commit_left(self.folder, self._commits)
       self._engine = engine.open_engine(self.engine_name, self.workers)
       try:
-        self._lane = self._open_lane()
-        indexes = self._index()
+        self._models.open()
+        indexes = indexing.index(self.files, self.plan.input, self._commits, self._engine)
         self.shards = [Shard(pieces) for pieces in files.shards(indexes, self.plan.input)]
         self._stamps = {held.file.path: (held.size, held.mtime_ns) for held in indexes}
         self._prepare()
@@ -113,39 +116,9 @@ class Run:
         self._engine.close()  # its processes hold memory, which the report needs
         return manifest.finish(self, indexes, outputs, time.monotonic() - begin)
       finally:
-        if self._lane is not None:
-          self._lane.close()
+        self._models.close()
         self._engine.close()
         self._commits.close()
-
-  def _open_lane(self) -> "Lane | None":
-    """Returns what asks models beside the engine; `None` where no step does."""
-    models = [step.values for step in self.steps if step.operator.kind == "model"]
-    if not models:
-      return None
-    from jdc.prep.llm.lane import Lane
-
-    return Lane(self.folder, models)
-
-  def _index(self) -> list[files.FileIndex]:
-    """Passes over input files that are new or changed."""
-    spec = self.plan.input
-    found: dict[int, files.FileIndex] = {}
-    waiting: list[tuple[int, str]] = []
-    for number, file in enumerate(self.files):
-      key = _index_key(file, self.plan)
-      record = self._commits.find(key)
-      if record is None:
-        waiting.append((number, key))
-      else:
-        found[number] = _loaded_index(record["index"], file)
-    groups = [[tasks.IndexTask(self.files[number], spec)] for number, _ in waiting]
-    for group, _, index in self._engine.run(groups):
-      number, key = waiting[group]
-      saved = {"key": key, "name": "index", "files": {}, "index": _saved_index(index)}
-      self._commits.add(saved)
-      found[number] = index
-    return [found[number] for number in range(len(self.files))]
 
   def _prepare(self) -> None:
     """Makes the files that signals are measured by, unless they are there."""
@@ -190,23 +163,16 @@ class Run:
       self._decide(phase, shards)
 
   def _ask(self, phase: Phase, numbers: Iterable[int], shards: Sequence[Shard]) -> None:
-    """Gives shards to the lane of models that are at a link of its."""
+    """Gives shards to models that are at a link of theirs."""
     for number in numbers:
       shard = shards[number]
       link = phase.links[shard.at] if shard.at < len(phase.links) else None
-      if link is None or link.kind != "model" or (number, link.name) in self._asked:
-        continue
-      from jdc.prep.llm.task import ModelTask
-
-      assert self._lane is not None
-      assert shard.view is not None
-      self._asked.add((number, link.name))
-      key = self._key(link, number, shard)
-      self._lane.submit(ModelTask(str(self.folder), number, link, key, shard.view))
+      if link is not None and link.kind == "model":
+        self._models.ask(number, link, self._key(link, number, shard), _view(shard))
 
   def _take(self, *, wait: bool) -> None:
-    """Commits what the lane of models has done; waits for something if told to."""
-    for record in self._lane.take(wait=wait) if self._lane is not None else ():
+    """Commits what models have done; waits for something if told to."""
+    for record in self._models.take(wait=wait):
       self._commit(record)
 
   def _walk(self, phase: Phase, number: int, shard: Shard) -> None:
@@ -222,8 +188,7 @@ class Run:
       if "text" in written:
         shard.view = View(written["text"])
       elif "mask" in written:
-        assert shard.view is not None
-        shard.view = View(shard.view.text, written["mask"])
+        shard.view = View(_view(shard).text, written["mask"])
       shard.at += 1
 
   def _key(self, link: Link, number: int, shard: Shard) -> str:
@@ -288,8 +253,7 @@ class Run:
     keys, views = [], []
     for number, shard in enumerate(shards):
       keys.append(self._written(number, "keys"))
-      assert shard.view is not None
-      views.append(shard.view)
+      views.append(_view(shard))
     inputs: list[Any] = [sorted((n, f.sha256) for n, f in held.items()) for held in keys]
     inputs += [view.hashes for view in views]
     key = content_hash(["decide", step.identity, phase.links[-1].code, inputs])
@@ -321,7 +285,16 @@ class Run:
 
   def _write_output(self, shards: Sequence[Shard]) -> list[Record]:
     """Writes the files of training data that are not there yet."""
-    made = list(self._output_tasks(shards))
+    made = list(
+      outputs.tasks_of(
+        self.folder,
+        self.plan.output,
+        self.root,
+        [_view(shard) for shard in shards],
+        outputs.tallies(self.records),
+        keep_dropped=self._keep_dropped,
+      )
+    )
     missing = [task for task in made if self._commits.find(task.key) is None]
     if missing or not manifest.is_complete(self.folder):
       manifest.mark_running(self.folder)
@@ -334,77 +307,7 @@ class Run:
       found.append({**record, "link_kind": "output"})
     return found
 
-  def _output_tasks(self, shards: Sequence[Shard]) -> Iterator[tasks.OutputTask]:
-    """Joins consecutive pieces of a domain to files of at most `shard_mb` of text."""
-    most = self.plan.output.shard_mb * (1 << 20)
-    code = check.output_code(self.plan.output, self.root)
-    tally = [record for record in self.records if record["link_kind"] == "tally"]
-    tallies = {record["shard"]: record["info"]["pieces"] for record in tally}
-    domains = sorted({domain for pieces in tallies.values() for domain in pieces})
-    for domain in domains:
-      number, size = 0, 0  # bytes of the text of `parts`
-      parts: list[tuple[View, int, int]] = []
-      for shard, held in enumerate(shards):
-        first = 0
-        for rows, length in tallies[shard].get(domain, ()):
-          if parts and size + length > most:
-            yield self._output(domain, number, parts, size, code)
-            number, size, parts = number + 1, 0, []
-          assert held.view is not None
-          if rows:
-            parts.append((held.view, first, rows))
-          first, size = first + rows, size + length
-      if parts:
-        yield self._output(domain, number, parts, size, code)
-
-  def _output(
-    self,
-    domain: str,
-    number: int,
-    parts: Sequence[tuple[View, int, int]],
-    size: int,
-    code: str,
-  ) -> tasks.OutputTask:
-    spec = check.output_at(self.plan.output, self.root)
-    return tasks.OutputTask(
-      root=str(self.folder),
-      domain=domain,
-      number=number,
-      spec=spec,
-      parts=tuple(parts),
-      size=size,
-      code=code,
-      keep_dropped=self._keep_dropped,
-    )
-
 
 def run(plan: PlanSpec, output: str | Path, **options: Any) -> dict[str, Any]:
   """Runs a plan and returns the manifest; see `Run` for the options."""
   return Run(plan, output, **options).execute()
-
-
-def _index_key(file: files.InputFile, plan: PlanSpec) -> str:
-  status = Path(file.path).stat()
-  spec = plan.input
-  return content_hash(
-    [
-      "index",
-      list(file),
-      [status.st_size, status.st_mtime_ns, status.st_ctime_ns],
-      [spec.task_mb, spec.text_column, spec.document],
-      code_hash.of_modules(["jdc.prep.readers.files"]).hash,
-    ]
-  )
-
-
-def _saved_index(index: files.FileIndex) -> dict[str, Any]:
-  return {
-    **index._asdict(),
-    "file": list(index.file),
-    "pieces": [[list(piece), size] for piece, size in index.pieces],
-  }
-
-
-def _loaded_index(value: Mapping[str, Any], file: files.InputFile) -> files.FileIndex:
-  pieces = tuple((Piece(*piece), size) for piece, size in value["pieces"])
-  return files.FileIndex(**{**value, "file": file, "pieces": pieces})
