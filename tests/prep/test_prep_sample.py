@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jdc.data.tokenize import byte_tokenizer
-from jdc.prep import sample
+from jdc.prep import sample, sample_keys
 
 
 def batch_of(rows):
@@ -78,7 +78,7 @@ def test_agrees_with_the_rule(sizes, data):
   budget = data.draw(st.none() | st.integers(1, 60))
   max_epochs = 1.0 if budget is None else 1e6
   expected = reference(rows, weights, budget, temperature, max_epochs, seed)
-  keys = [sample.keys(batch_of(rows), "words", seed)]
+  keys = [sample_keys.keys(batch_of(rows), "words", seed)]
   mix = sample.decide(keys, weights, budget, temperature, max_epochs)
   found = taken(rows, mix)
   assert found == expected
@@ -95,11 +95,11 @@ def test_agrees_with_the_rule(sizes, data):
 
 def test_neither_order_nor_batches_matter():
   rows = corpus({"a": [3, 1, 4, 1, 5] * 20, "b": [9, 2, 6] * 10})
-  whole = sample.decide([sample.keys(batch_of(rows), "words")], max_size=200)
+  whole = sample.decide([sample_keys.keys(batch_of(rows), "words")], max_size=200)
   shuffled = random.Random(0).sample(rows, len(rows))
   parts = [shuffled[i : i + 7] for i in range(0, len(rows), 7)]
-  tables = [sample.keys(batch_of(part), "words") for part in parts]
-  again = [sample.from_arrays(t.arrays(), "words", 0) for t in tables]
+  tables = [sample_keys.keys(batch_of(part), "words") for part in parts]
+  again = [sample_keys.from_arrays(t.arrays(), "words", 0) for t in tables]
   assert sample.decide(again, max_size=200) == whole
   assert taken(shuffled, whole) == taken(rows, whole)
   for part, table in zip(parts, again, strict=True):
@@ -111,16 +111,18 @@ def test_neither_order_nor_batches_matter():
 
 def test_all_is_taken_without_weights_or_budget():
   rows = corpus({"a": [7] * 13, "b": [3] * 11, "c": [1]})
-  mix = sample.decide([sample.keys(batch_of(rows), "words")])
+  mix = sample.decide([sample_keys.keys(batch_of(rows), "words")])
   assert set(taken(rows, mix).values()) == {1}
   assert mix.taken == mix.max_size == 7 * 13 + 33 + 1
 
 
 def test_the_largest_mixture_without_repeats_is_the_default():
   rows = corpus({"a": [1] * 100, "b": [1] * 30})
-  mix = sample.decide([sample.keys(batch_of(rows), "words")], {"a": 1, "b": 1})
+  mix = sample.decide([sample_keys.keys(batch_of(rows), "words")], {"a": 1, "b": 1})
   assert {name: share.taken for name, share in mix.shares.items()} == {"a": 30, "b": 30}
-  mix = sample.decide([sample.keys(batch_of(rows), "words")], {"a": 1, "b": 1}, max_epochs=2.5)
+  mix = sample.decide(
+    [sample_keys.keys(batch_of(rows), "words")], {"a": 1, "b": 1}, max_epochs=2.5
+  )
   assert {name: share.taken for name, share in mix.shares.items()} == {"a": 75, "b": 75}
   assert mix.shares["b"].epochs == 2.5
   assert sorted(set(taken(rows[100:], mix).values())) == [2, 3]
@@ -128,19 +130,19 @@ def test_the_largest_mixture_without_repeats_is_the_default():
 
 def test_a_weight_of_zero_leaves_a_domain_out():
   rows = corpus({"a": [1] * 10, "b": [1] * 10})
-  mix = sample.decide([sample.keys(batch_of(rows), "words")], {"a": 0, "b": 1})
+  mix = sample.decide([sample_keys.keys(batch_of(rows), "words")], {"a": 0, "b": 1})
   assert [share.taken for share in mix.shares.values()] == [0, 10]
 
 
 def test_temperature_evens_out():
   rows = corpus({"a": [1] * 900, "b": [1] * 100})
-  mix = sample.decide([sample.keys(batch_of(rows), "words")], None, 100, temperature=2.0)
+  mix = sample.decide([sample_keys.keys(batch_of(rows), "words")], None, 100, temperature=2.0)
   assert {n: s.budget for n, s in mix.shares.items()} == {"a": 75, "b": 25}  # 30 : 10
 
 
 def test_a_smaller_budget_takes_a_part_of_what_a_larger_one_takes():
   rows = corpus({"a": [2] * 50})
-  keys = [sample.keys(batch_of(rows), "words", 5)]
+  keys = [sample_keys.keys(batch_of(rows), "words", 5)]
   few, many = (taken(rows, sample.decide(keys, max_size=m)) for m in (20, 60))
   assert sum(few.values()) == 10
   assert all(many[i] for i in few if few[i])
@@ -148,7 +150,7 @@ def test_a_smaller_budget_takes_a_part_of_what_a_larger_one_takes():
 
 def test_upsampling_is_never_silent():
   rows = corpus({"a": [1] * 100, "code": [1] * 10})
-  keys = [sample.keys(batch_of(rows), "words")]
+  keys = [sample_keys.keys(batch_of(rows), "words")]
   with pytest.raises(ValueError) as error:
     sample.decide(keys, {"a": 1, "code": 1}, max_size=100)
   assert "domain 'code' has 10 words, its budget is 50: 5 epochs" in str(error.value)
@@ -159,7 +161,7 @@ def test_upsampling_is_never_silent():
 
 
 def test_all_that_is_wrong_is_listed():
-  keys = [sample.keys(batch_of(corpus({"code": [1], "web": [1]})), "words")]
+  keys = [sample_keys.keys(batch_of(corpus({"code": [1], "web": [1]})), "words")]
   with pytest.raises(ValueError) as error:
     sample.decide(keys, {"cod": 1, "web": -1}, 0, temperature=0, max_epochs=float("nan"))
   for part in (
@@ -172,9 +174,9 @@ def test_all_that_is_wrong_is_listed():
   ):
     assert part in str(error.value)
   with pytest.raises(ValueError, match="one unit and one seed"):
-    sample.decide([*keys, sample.keys(batch_of(corpus({"web": [1]})), "bytes")])
+    sample.decide([*keys, sample_keys.keys(batch_of(corpus({"web": [1]})), "bytes")])
   with pytest.raises(ValueError, match=r"seed must be in \[0, 2\^64\), got -1"):
-    sample.keys(batch_of(corpus({"web": [1]})), "words", -1)
+    sample_keys.keys(batch_of(corpus({"web": [1]})), "words", -1)
   mix = sample.decide(keys)
   with pytest.raises(ValueError, match=r"\['new'\] are not in the mixture"):
     sample.copies(batch_of(corpus({"new": [1]})), mix)
@@ -182,18 +184,20 @@ def test_all_that_is_wrong_is_listed():
 
 def test_units():
   text = pa.array(["two words", " 日本語 text\u3000x ", "", "a-b c\n\td", "ภาษา"])
-  assert sample.sizes(text, "words").tolist() == [2, 5, 0, 3, 4]
-  assert sample.sizes(text, "bytes").tolist() == [len(t.encode()) for t in text.to_pylist()]
-  tokens = sample.sizes(text, "tokens", byte_tokenizer())
+  assert sample_keys.sizes(text, "words").tolist() == [2, 5, 0, 3, 4]
+  assert sample_keys.sizes(text, "bytes").tolist() == [
+    len(t.encode()) for t in text.to_pylist()
+  ]
+  tokens = sample_keys.sizes(text, "tokens", byte_tokenizer())
   assert tokens.tolist() == [len(t.encode()) for t in text.to_pylist()]
   for unit, tokenizer in (("tokens", None), ("words", byte_tokenizer()), ("lines", None)):
     with pytest.raises(ValueError, match="unit must be one of tokens, words, bytes"):
-      sample.sizes(text, unit, tokenizer)
+      sample_keys.sizes(text, unit, tokenizer)
 
 
 def test_numbers_are_uniform():
   ids = pa.array([i.to_bytes(16, "big") for i in range(4000)], pa.binary(16))
-  numbers = sample.numbers(ids, 3) / 2**64
+  numbers = sample_keys.numbers(ids, 3) / 2**64
   counts, _ = np.histogram(numbers, 10, (0, 1))
   assert abs(counts - 400).max() < 5 * 400**0.5
-  assert (sample.numbers(ids, 3) != sample.numbers(ids, 4)).all()
+  assert (sample_keys.numbers(ids, 3) != sample_keys.numbers(ids, 4)).all()

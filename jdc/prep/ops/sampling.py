@@ -16,6 +16,7 @@ from pydantic import Field
 from jdc.data import tokenize
 from jdc.data.tokenize import Tokenizer
 from jdc.prep import sample as lib
+from jdc.prep import sample_keys
 from jdc.prep.batches import ID_BYTES, set_column
 from jdc.prep.catalog import Operator, Params
 from jdc.prep.globals_ import Context, Decision, Table
@@ -79,7 +80,7 @@ class _Sample:
 
   def keys(self, batch: pa.RecordBatch) -> Table:
     p = self.params
-    return lib.keys(batch, p.unit, p.seed, _tokenizer(p.tokenizer)).arrays()
+    return sample_keys.keys(batch, p.unit, p.seed, _tokenizer(p.tokenizer)).arrays()
 
   def join(self, parts: Sequence[Table]) -> Table:
     p = self.params
@@ -91,12 +92,14 @@ class _Sample:
         "domains": "S1",
       }
       return {name: np.zeros(0, kind) for name, kind in none.items()}
-    return lib.join([lib.from_arrays(part, p.unit, p.seed) for part in parts]).arrays()
+    return sample_keys.join(
+      [sample_keys.from_arrays(part, p.unit, p.seed) for part in parts]
+    ).arrays()
 
   def decide(self, tables: Sequence[Table], context: Context) -> Decision:
     del context
     p = self.params
-    keys = [lib.from_arrays(table, p.unit, p.seed) for table in tables]
+    keys = [sample_keys.from_arrays(table, p.unit, p.seed) for table in tables]
     none = np.zeros(0, np.int64)
     if not any(len(key.number) for key in keys):
       return Decision(none, ("sample",), resource=_NOTHING if repeats(p) else None)
@@ -113,7 +116,7 @@ class _Sample:
     if not names:
       return set_column(batch, "drop", pa.nulls(batch.num_rows, pa.string()))
     domains = np.array([names.index(name) for name in batch.column("domain").to_pylist()], int)
-    number = lib.numbers(batch.column("doc_id"), self.params.seed)
+    number = sample_keys.numbers(batch.column("doc_id"), self.params.seed)
     count = resource["copies"][domains] + (number < resource["threshold"][domains])
     row = np.repeat(np.arange(batch.num_rows), np.maximum(count, 1))
     made = batch.take(pa.array(row))

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from jdc.prep.quality import measure
 from jdc.prep.quality.features import check_buckets, features, sums
-from jdc.prep.sample import hash64
+from jdc.prep.sample_keys import hash64
 
 FORMAT = "jdc.prep.quality/1"
 BUCKETS = 1 << 20

@@ -14,7 +14,7 @@ from jdc.prep import readers
 from jdc.prep.batches import BadRecord
 from jdc.prep.quality.classifier import Labelled
 from jdc.prep.readers import files
-from jdc.prep.sample import hash64
+from jdc.prep.sample_keys import hash64
 from jdc.prep.spec import InputSpec
 
 _LISTED = 10

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from jdc.data import token_manifest
 from jdc.data.token_manifest import Manifest, ShardFile
-from jdc.prep.sample import hash64
+from jdc.prep.sample_keys import hash64
 from jdc.prep.sinks import token_documents
 from jdc.prep.sinks.arrayrecord import sync
 from jdc.prep.sinks.token_documents import COLUMNS

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jdc.prep.quality import classifier, examples, logistic, measure
 from jdc.prep.quality.features import Features, features, sums
-from jdc.prep.sample import hash64
+from jdc.prep.sample_keys import hash64
 
 ROOT = Path(__file__).parents[3]
 DATA = Path(os.environ.get("JDC_TEST_DATA", ROOT / "../shared/data"))
