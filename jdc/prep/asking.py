@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jdc.prep.stages import Link, Step
+from jdc.prep.plan_step import Step
+from jdc.prep.stages import Link
 from jdc.prep.tables import View
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jdc.prep import catalog, code_hash, ops, problems, stages
+from jdc.prep import catalog, code_hash, ops, plan_step, problems
 from jdc.prep.catalog import Operator, Params
 from jdc.prep.spec import OutputSpec, PlanSpec, StepSpec, content_hash
 from jdc.prep.store import hash_file
@@ -131,7 +131,7 @@ def _text_of_messages(plan: PlanSpec) -> list[str]:
   return found
 
 
-def resolve(plan: PlanSpec, root: Path) -> list[stages.Step]:
+def resolve(plan: PlanSpec, root: Path) -> list[plan_step.Step]:
   """Returns the steps of a plan with all their parameters.
 
   Args:
@@ -148,18 +148,18 @@ def resolve(plan: PlanSpec, root: Path) -> list[stages.Step]:
   found += output_problems(plan, root)
   problems.raise_all(found, "plan")
   steps = [
-    stages.make_step(number, step.op, step.params, str(root))
+    plan_step.make_step(number, step.op, step.params, str(root))
     for number, step in enumerate(plan.step, start=1)
   ]
   problems.raise_all([line for step in steps for line in _file_problems(step)], "plan")
   return steps
 
 
-def _file_problems(step: stages.Step) -> list[str]:
+def _file_problems(step: plan_step.Step) -> list[str]:
   """Returns what is wrong with the files that a step names."""
-  paths = stages.files_of(step)
+  paths = plan_step.files_of(step)
   found = [f"{path}: no such file" for path in paths if not Path(path).is_file()]
-  for part in stages.parts(step) if not found else ():
+  for part in plan_step.parts(step) if not found else ():
     if isinstance(part.values, Params):
       try:
         found += part.values.file_problems()

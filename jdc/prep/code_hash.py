@@ -28,6 +28,7 @@ FRAME = frozenset(
     "code_hash",
     "commits",
     "ops",
+    "plan_step",
     "problems",
     "spec",
     "stages",

@@ -7,9 +7,9 @@ import numpy as np
 
 from jdc.prep import predicates
 from jdc.prep.ops.filters import Filter
+from jdc.prep.plan_step import Step
 from jdc.prep.predicates import Bound, Rule
 from jdc.prep.spec import PlanSpec, StepSpec
-from jdc.prep.stages import Step
 
 
 class Knob(NamedTuple):

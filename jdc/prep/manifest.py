@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jdc.prep import check, commits, ops, report, stages, store
+from jdc.prep import check, commits, ops, plan_step, report, store
 from jdc.prep.accounts import accounts, where
 from jdc.prep.catalog import Params
 from jdc.prep.readers import files
@@ -53,7 +53,7 @@ def finish(
     "engine": {"name": run.engine_name, "workers": run.workers},
     "operators": {
       f"{step.number} {step.op}": {
-        "code": stages.step_code(step),
+        "code": plan_step.step_code(step),
         "params": json.loads(step.params),
         **_rules(step),
       }
@@ -75,9 +75,9 @@ def finish(
   return value
 
 
-def _rules(step: stages.Step) -> dict[str, Any]:
+def _rules(step: plan_step.Step) -> dict[str, Any]:
   """Returns the predicates of a filter with all their parameters."""
-  held = {part.op: json.loads(part.params) for part in stages.parts(step) if part != step}
+  held = {part.op: json.loads(part.params) for part in plan_step.parts(step) if part != step}
   return {"rules": held} if held else {}
 
 

@@ -16,6 +16,7 @@ from jdc.prep import (
   indexing,
   manifest,
   outputs,
+  plan_step,
   problems,
   stages,
   tasks,
@@ -126,7 +127,7 @@ class Run:
     for step in [step for link in links for step in link.signals]:
       if step.operator.prepare is None:
         continue
-      key = content_hash(["prepare", step.identity, stages.step_code(step)])
+      key = content_hash(["prepare", step.identity, plan_step.step_code(step)])
       if self._commits.find(key) is None:
         for _, _, made in self._engine.run([[tasks.PrepareTask(str(self.folder), step)]]):
           self._commit({"key": key, **made})

@@ -11,10 +11,10 @@ from pyarrow import parquet
 
 from jdc.prep import check, tables
 from jdc.prep.links import SelectLink
+from jdc.prep.plan_step import Step
 from jdc.prep.readers.jsonl import dump
 from jdc.prep.runner import Run
 from jdc.prep.spec import InputSpec, OutputSpec, PlanSpec, StepSpec
-from jdc.prep.stages import Step
 
 Place = tuple[str, int]
 # Shards and budgets are of whole inputs; a sample of a sample would say nothing.

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jdc.prep import batches, code_hash, globals_, ops, stages
+from jdc.prep import batches, code_hash, globals_, ops, plan_step
 
 QUESTION = "How many red figs are there in the basket under the old tree?"
 GIVEN = {
@@ -56,7 +56,7 @@ def carry_out(step):
     operator.function(batch, step.values)
   elif operator.kind in ("predicate", "filter"):
     found = {}
-    for measure in stages.measures(step):
+    for measure in plan_step.measures(step):
       found |= measure.operator.function(batch, measure.values)
     operator.function(
       {k: pa.array(v) if k == "lang" else v for k, v in found.items()}, step.values
@@ -102,11 +102,11 @@ def measured(name):
 def test_no_operator_misses_a_module_that_runs(tmp_path, name):
   (tmp_path / "words.txt").write_text("rotten\n")
   (tmp_path / "exam.jsonl").write_text(json.dumps({"id": "q", "question": QUESTION}) + "\n")
-  step = stages.make_step(1, name, GIVEN.get(name, {}), str(tmp_path))
+  step = plan_step.make_step(1, name, GIVEN.get(name, {}), str(tmp_path))
   code = code_hash.of_objects([step.operator.function, step.operator.params])
   parts = {part.rpartition(".")[0] for part in code.parts}
   counted = {*code.modules, *parts, *code_hash.FRAME}
-  for measure in stages.measures(step):  # counts by itself
+  for measure in plan_step.measures(step):  # counts by itself
     held = code_hash.of_objects([measure.operator.function, measure.operator.params])
     counted |= {*held.modules}
   ran = modules_that_run(step)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jdc.prep import canaries, knobs, repair, stages, step
+from jdc.prep import canaries, knobs, plan_step, repair, step
 from jdc.prep.canaries import Canary
 from jdc.prep.predicates import RULES
 from jdc.prep.spec import Expectation, InputSpec, PlanSpec
@@ -98,7 +98,7 @@ def test_what_the_goal_states_is_not_loosened(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(RULES))
 def test_a_knob_moves_the_bound_that_it_says(name):
-  made = stages.make_step(1, name, {}, "/")
+  made = plan_step.make_step(1, name, {}, "/")
   rule = RULES[name]()
   held = {bound.reason: bound for bound in rule.bounds()}
   for knob in knobs.knobs(made):
@@ -135,14 +135,14 @@ def test_rounding_never_makes_a_rule_stricter(value):
 def test_groups_in_a_filter_are_taken_apart_and_keep_their_parameters():
   given = {"word_count": {"min": 7}, "gopher": {"top_ngram": {"top2": 0.3}}}
   plan = PlanSpec(input=InputSpec(paths=("x",)), step=(step("filter", rules=given),))
-  made = stages.make_step(1, "filter", plan.step[0].params, "/")
+  made = plan_step.make_step(1, "filter", plan.step[0].params, "/")
   knob = next(k for k in knobs.knobs(made) if k.reason == "alpha_words")
   turned = knobs.turned(plan, knob, 0.5, "why")
   rules = turned.step[0].params["rules"]
   assert rules["alpha_words"] == {"min": 0.5}
   assert rules["word_count"] == {"min": 7}
   assert rules["top_ngram"] == {"top2": 0.3}
-  after = stages.make_step(1, "filter", turned.step[0].params, "/")
+  after = plan_step.make_step(1, "filter", turned.step[0].params, "/")
   others = lambda step: {b for b in step.values.bounds if b.reason != "alpha_words"}
   assert others(after) == others(made)
 

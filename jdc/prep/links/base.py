@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jdc.prep import batches, stages, tables
+from jdc.prep import batches, plan_step, tables
 from jdc.prep.stages import Link
 from jdc.prep.tables import View
 
@@ -66,8 +66,8 @@ def columns_read(links: Sequence[Link]) -> list[str]:
   if first.kind == "text":
     return batches.SCHEMA.names
   if first.kind == "keys":
-    read = [measure for step in first.steps for measure in stages.measures(step)]
-    signals = [stages.signal_column(m, name) for m in read for name in m.operator.provides]
+    read = [measure for step in first.steps for measure in plan_step.measures(step)]
+    signals = [plan_step.signal_column(m, name) for m in read for name in m.operator.provides]
     return [*batches.SCHEMA.names, "num_bytes", *signals]
   keep_text = any(json.loads(link.options).get("text") for link in links)
   return [*tables.META, "signal:", *(["text"] if keep_text else [])]

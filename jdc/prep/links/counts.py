@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pyarrow as pa
 
-from jdc.prep import batches, problems, sampling, stages, tables
+from jdc.prep import batches, plan_step, problems, sampling, tables
 from jdc.prep.globals_ import GlobalOp, Table
 from jdc.prep.links.base import BINS, Place, Record, histogram
 from jdc.prep.stages import Link
@@ -21,8 +21,8 @@ class KeysLink:
     self._op: GlobalOp = step.operator.function(step.values)
     # The signals that it reads have their plain names for it.
     self._columns = {
-      f"signal:{name}": stages.signal_column(measure, name)
-      for measure in stages.measures(step)
+      f"signal:{name}": plan_step.signal_column(measure, name)
+      for measure in plan_step.measures(step)
       for name in measure.operator.provides
     }
     self._parts: list[Table] = []

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from jdc.prep import batches, problems, stages, tables
+from jdc.prep import batches, plan_step, problems, tables
 from jdc.prep.links.aside import DroppedFile
 from jdc.prep.links.base import Place, Record
-from jdc.prep.stages import Link, Step
+from jdc.prep.plan_step import Step
+from jdc.prep.stages import Link
 from jdc.prep.tables import View
 
 
@@ -69,7 +70,7 @@ class SelectLink(_Masking):
 
   def __init__(self, place: Place, link: Link):
     super().__init__(place, link)
-    self._steps = [part for step in link.steps for part in stages.parts(step)]
+    self._steps = [part for step in link.steps for part in plan_step.parts(step)]
 
   def feed(self, batch: pa.RecordBatch, rows: np.ndarray) -> tuple[pa.RecordBatch, np.ndarray]:
     reason = np.zeros(batch.num_rows, np.int64)
@@ -87,9 +88,9 @@ class SelectLink(_Masking):
   def _signals(step: Step, batch: pa.RecordBatch) -> dict[str, Any]:
     """Returns the signals that a predicate reads, by their names."""
     found = {}
-    for measure in stages.measures(step):
+    for measure in plan_step.measures(step):
       for name in measure.operator.provides:
-        column = batch.column(stages.signal_column(measure, name))
+        column = batch.column(plan_step.signal_column(measure, name))
         numbers = pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
         found[name] = column.to_numpy(zero_copy_only=False) if numbers else column
     return found

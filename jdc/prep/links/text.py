@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jdc.prep import batches, problems, sampling, stages, tables
+from jdc.prep import batches, plan_step, problems, sampling, tables
 from jdc.prep.globals_ import GlobalOp, Table
 from jdc.prep.links.aside import DroppedFile
 from jdc.prep.links.base import BINS, Place, Record, byte_lengths, histogram
-from jdc.prep.stages import Link, Step
+from jdc.prep.plan_step import Step
+from jdc.prep.stages import Link
 from jdc.prep.store import Written
 from jdc.prep.tables import TableFile, View
 
@@ -88,7 +89,7 @@ class TextLink:
       file = [self._prepared[step.prepared_name]] if step.operator.prepare else []
       with problems.in_step(step.number, step.op):
         found = step.operator.function(batch, step.values, *file)
-      columns += [(stages.signal_column(step, k), pa.array(v)) for k, v in found.items()]
+      columns += [(plan_step.signal_column(step, k), pa.array(v)) for k, v in found.items()]
       self._seconds[step.op] += time.process_time() - begin
     return columns
 

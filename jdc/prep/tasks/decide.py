@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from jdc.prep import globals_, problems, tables
 from jdc.prep.links import Record
-from jdc.prep.stages import Step
+from jdc.prep.plan_step import Step
 from jdc.prep.store import Written, write_bytes
 from jdc.prep.tables import View
 
