@@ -44,10 +44,12 @@ def read_shingles(
   with tempfile.TemporaryFile(dir=folder) as file:
     held = _Held(file)
     for text in fetch(rows) if len(rows) else ():
-      sets, size, signature = minhash.shingle_sets(*composed(text), fold_table(), ngram)
+      offsets, data = composed(text)
+      room = held.room(minhash.most_shingles(offsets))
+      size, signature = minhash.shingle_sets(offsets, data, fold_table(), ngram, room)
       sizes.append(size)
       signatures.append(signature)
-      held.add(sets)
+      held.keep(int(size.sum()))
     ends = np.cumsum(np.concatenate(sizes))
     if len(ends) != len(rows):
       raise ValueError(f"fetch was asked for {len(rows)} texts, and returned {len(ends)}")
@@ -62,16 +64,21 @@ class _Held:
     self._file, self._count = file, 0
     self._memory = np.empty(_HELD, np.uint64)
 
-  def add(self, values: np.ndarray) -> None:
-    """Adds hashes; what is held goes to the file where there is no room."""
-    if self._count + len(values) > len(self._memory):
+  def room(self, size: int) -> np.ndarray:
+    """Returns u64[size] for the next hashes; what is held goes to the file to make room."""
+    if self._count + size > len(self._memory):
       self._write(self._memory[: self._count])
       self._count = 0
-    if len(values) > len(self._memory):
-      self._write(values)
-      return
-    self._memory[self._count : self._count + len(values)] = values
-    self._count += len(values)
+    fits = size <= len(self._memory)
+    self._room = self._memory[self._count :][:size] if fits else np.empty(size, np.uint64)
+    return self._room
+
+  def keep(self, count: int) -> None:
+    """Keeps so many hashes from the beginning of the last `room`."""
+    if len(self._room) <= len(self._memory):
+      self._count += count
+    else:
+      self._write(self._room[:count])
 
   def all(self) -> np.ndarray:
     """Returns all hashes, in order."""

@@ -75,17 +75,23 @@ def _least(x: np.ndarray, size: int, a: np.ndarray, b: np.ndarray, least: np.nda
 
 @numba.njit(cache=True, nogil=True)
 def shingle_sets(
-  offsets: np.ndarray, data: np.ndarray, fold: np.ndarray, ngram: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns the distinct shingles of each text, one text after another.
+  offsets: np.ndarray, data: np.ndarray, fold: np.ndarray, ngram: int, out: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Writes the distinct shingles of each text to `out`, one text after another.
+
+  Args:
+    offsets: i64[n + 1], of the texts.
+    data: u8[.], their bytes.
+    fold: of `hashes.fold_table`.
+    ngram: words of a shingle.
+    out: u64[.], for hashes other than 0; at least `most_shingles`.
 
   Returns:
-    u64[S], hashes other than 0; i64[n], how many are of each text; u64[n], a hash of each set.
+    i64[n], how many are of each text; u64[n], a hash of each set.
   """
   count, most = len(offsets) - 1, most_words(offsets)
   word_hash, shingle = np.empty(most, np.uint64), np.empty(most, np.uint64)
   table = np.zeros(slots(most), np.uint64)
-  out = np.empty((offsets[-1] - offsets[0]) // 2 + count, np.uint64)
   sizes, signatures = np.zeros(count, np.int64), np.zeros(count, np.uint64)
   end = 0
   for n in range(count):
@@ -100,7 +106,12 @@ def shingle_sets(
         signatures[n] += mix(value)  # in any order
         end += 1
     sizes[n] = end - begin
-  return out[:end].copy(), sizes, signatures
+  return sizes, signatures
+
+
+def most_shingles(offsets: np.ndarray) -> int:
+  """Returns a bound on the shingles of texts: words are parted by a byte at least."""
+  return int(offsets[-1] - offsets[0]) // 2 + len(offsets) - 1
 
 
 @numba.njit(cache=True, nogil=True)

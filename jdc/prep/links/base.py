@@ -61,13 +61,23 @@ def byte_lengths(batch: pa.RecordBatch) -> np.ndarray:
 
 
 def columns_read(links: Sequence[Link]) -> list[str]:
-  """Returns the columns that links need of what was written before them."""
-  first = links[0]
-  if first.kind == "text":
+  """Returns the columns that links need of documents; `signal:` stands for all signals."""
+  names: dict[str, None] = {}
+  for link in links:
+    names |= dict.fromkeys(_columns(link))
+    if link.kind == "text":  # which makes all others
+      break
+  return list(names)
+
+
+def _columns(link: Link) -> list[str]:
+  if link.kind == "text":
     return batches.SCHEMA.names
-  if first.kind == "keys":
-    read = [measure for step in first.steps for measure in plan_step.measures(step)]
+  if link.kind == "keys":
+    read = [measure for step in link.steps for measure in plan_step.measures(step)]
     signals = [plan_step.signal_column(m, name) for m in read for name in m.operator.provides]
     return [*batches.SCHEMA.names, "num_bytes", *signals]
-  keep_text = any(json.loads(link.options).get("text") for link in links)
+  if link.kind == "tally":
+    return list(tables.META)
+  keep_text = json.loads(link.options).get("text")
   return [*tables.META, "signal:", *(["text"] if keep_text else [])]

@@ -1,7 +1,7 @@
 """Links that drop documents: by their signals, or as a global step decided."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,16 @@ from jdc.prep.tables import View
 
 
 class _Masking:
-  """What links that drop documents have in common."""
+  """What links that drop documents have in common.
 
-  def __init__(self, place: Place, link: Link):
-    self._place, self._link = place, link
+  Args:
+    place: of the shard.
+    link: which it is.
+    later: columns of documents that stay which later links need, as of `columns_read`.
+  """
+
+  def __init__(self, place: Place, link: Link, later: Sequence[str]):
+    self._place, self._link, self._later = place, link, later
     self._dropped = DroppedFile(place, link.name, json.loads(link.options)["text"])
     self._kept: list[np.ndarray] = []
     self._seen = 0
@@ -42,7 +48,8 @@ class _Masking:
       return batch, rows
     extra = {name: values.filter(gone) for name, values in (evidence or {}).items()}
     self._dropped.add(batch.filter(gone), reason.filter(gone), extra)
-    return batch.filter(pc.invert(gone)), rows[~bad]
+    needed = tables.expand(batch.schema.names, [*self._later, "doc_id"])
+    return batch.select(needed).filter(pc.invert(gone)), rows[~bad]
 
   def finish(self, view: View | None) -> tuple[View, Record]:
     assert view is not None
@@ -68,8 +75,8 @@ class _Masking:
 class SelectLink(_Masking):
   """Drops documents by bounds of their signals; the first rule that fails is the reason."""
 
-  def __init__(self, place: Place, link: Link):
-    super().__init__(place, link)
+  def __init__(self, place: Place, link: Link, later: Sequence[str]):
+    super().__init__(place, link, later)
     self._steps = [part for step in link.steps for part in plan_step.parts(step)]
 
   def feed(self, batch: pa.RecordBatch, rows: np.ndarray) -> tuple[pa.RecordBatch, np.ndarray]:
@@ -99,8 +106,10 @@ class SelectLink(_Masking):
 class ApplyLink(_Masking):
   """Drops what a global step decided."""
 
-  def __init__(self, place: Place, link: Link, decision: Mapping[str, Any]):
-    super().__init__(place, link)
+  def __init__(
+    self, place: Place, link: Link, later: Sequence[str], decision: Mapping[str, Any]
+  ):
+    super().__init__(place, link, later)
     self._row = tables.load_array(place.root, decision["row"])
     self._reasons_of: tuple[str, ...] = tuple(decision["reasons"])
     arrays = ("reason", "kept", "neighbour", "similarity")

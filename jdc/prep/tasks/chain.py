@@ -65,18 +65,22 @@ class _Chain:
       number: {name: tables.load_array(self._root, file) for name, file in held.items()}
       for number, held in task.resources.items()
     }
-    self._handlers = [self._handler(link) for link in task.links]
+    self._handlers = [
+      self._handler(link, links.columns_read(task.links[number + 1 :]))
+      for number, link in enumerate(task.links)
+    ]
     self._seconds = [0.0] * len(self._handlers)
 
-  def _handler(self, link: Link) -> Handler:
+  def _handler(self, link: Link, later: Sequence[str]) -> Handler:
+    """Returns what does a link; `later` are the columns that those after it need."""
     if link.kind == "text":
       prepared = {name: self._root / f.path for name, f in self._task.prepared.items()}
       return links.TextLink(self._place, link, self._resources, prepared)
     if link.kind == "select":
-      return links.SelectLink(self._place, link)
+      return links.SelectLink(self._place, link, later)
     if link.kind == "apply":
       number = link.steps[0].number
-      return links.ApplyLink(self._place, link, self._task.decisions[number])
+      return links.ApplyLink(self._place, link, later, self._task.decisions[number])
     if link.kind == "keys":
       return links.KeysLink(self._place, link)
     return links.TallyLink(self._place, link)
