@@ -112,10 +112,10 @@ class Run:
         self._prepare()
         for phase in self.phases:
           self._run_phase(phase, self.shards)
-        outputs = self._write_output(self.shards)
-        self.reused = len(self.records) + len(outputs) - self.done
+        written = self._write_output(self.shards)
+        self.reused = len(self.records) + len(written) - self.done
         self._engine.close()  # its processes hold memory, which the report needs
-        return manifest.finish(self, indexes, outputs, time.monotonic() - begin)
+        return manifest.finish(self, indexes, written, time.monotonic() - begin)
       finally:
         self._models.close()
         self._engine.close()
