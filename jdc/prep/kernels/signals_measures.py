@@ -27,7 +27,7 @@ _CLOSES, _BULLET, _LONE = classes.CLOSES, classes.BULLET, classes.LONE_BULLET
 _GOLDEN, _SHIFT = stop_words.GOLDEN, stop_words.SHIFT
 _MAX_STOP = stop_words.MAX_BYTES
 _SLOTS = np.uint64(1023)
-_KNOWN = 1 << 14  # words whose place in the table of stop words is remembered, a power of two
+_KNOWN = 1 << 15  # words whose slot in the table of stop words is remembered, a power of two
 _PARAGRAPH = np.uint64(0xD6E8FEB86659FD93)
 _LOREM = np.frombuffer(b"lorem", np.uint8)
 _IPSUM = np.frombuffer(b"ipsum", np.uint8)
@@ -92,12 +92,15 @@ def _stop_key(
 
 
 @jit
-def known_words() -> tuple[np.ndarray, np.ndarray]:
-  """Returns what `of_words` remembers: hashes of words, u64, and the slots of each, i64."""
-  hashes = np.empty(_KNOWN, np.uint64)
-  for k in range(_KNOWN):
-    hashes[k] = np.uint64(k ^ 1)  # which no word of this place has
-  return hashes, np.zeros(_KNOWN, np.int64)
+def known_words() -> np.ndarray:
+  """Returns what `of_words` remembers, u64: of a hash the higher 54 bits, and below the slot.
+
+  The lower bits of a hash say where it is remembered.
+  """
+  known = np.empty(_KNOWN, np.uint64)
+  for k in range(_KNOWN):  # what no hash has here: its bit 10 is not that of the place
+    known[k] = ~np.uint64(k) & ~_SLOTS
+  return known
 
 
 @jit
@@ -108,6 +111,12 @@ def _stop_slot(key: np.uint64, stop_keys: np.ndarray) -> int:
     slot = (slot + np.uint64(1)) & _SLOTS
   found: Any = np.int64(slot)
   return found
+
+
+@jit
+def _ends_in_lorem(data: np.ndarray, start: int, end: int) -> bool:
+  begin = end - _LOREM.size
+  return begin >= start and tokenise.matches(data, begin, end, _LOREM)
 
 
 @jit
@@ -122,7 +131,7 @@ def of_words(
   spans: np.ndarray,
   hashes: np.ndarray,
   kinds: np.ndarray,
-  known: tuple[np.ndarray, np.ndarray],
+  known: np.ndarray,
   result: np.ndarray,
   stops: np.ndarray,
 ) -> None:
@@ -131,10 +140,8 @@ def of_words(
   Few words make most of a text: which of them are stop words is looked up by the 64-bit hash of
   a word, as repeated n-grams are told by theirs.
   """
-  known_hashes, known_slots = known
   characters = nonsym = spaced = spaced_characters = alpha = sentences = lorem = 0
   low, high = np.uint64(0), np.uint64(0)
-  after_lorem = False
   for w in range(words):
     start, end = a + spans[w, START], a + spans[w, END]
     kind = kinds[w]
@@ -147,16 +154,17 @@ def of_words(
     alpha += kind & _ALPHA != 0
     if kind & _ENDS_SENTENCE and _ends_sentence(data, start, end, table):
       sentences += 1
-    if after_lorem and tokenise.matches(data, start, end, _IPSUM):
-      lorem += 1
-    after_lorem = data[end - 1] | 0x20 == 0x6D and end - start >= _LOREM.size
-    after_lorem = after_lorem and tokenise.matches(data, end - _LOREM.size, end, _LOREM)
+    if data[end - 1] | 0x20 == 0x6D and _ends_in_lorem(data, start, end) and w + 1 < words:
+      begin, until = a + spans[w + 1, START], a + spans[w + 1, END]
+      lorem += tokenise.matches(data, begin, until, _IPSUM)
     if kind & _WORDY:
       place = hashes[w] & np.uint64(_KNOWN - 1)
-      if known_hashes[place] != hashes[w]:
+      held = known[place]
+      if held & ~_SLOTS != hashes[w] & ~_SLOTS:
         key = _stop_key(data, start, end, table, lower)
-        known_hashes[place], known_slots[place] = hashes[w], _stop_slot(key, stop_keys)
-      slot = known_slots[place]
+        held = hashes[w] & ~_SLOTS | np.uint64(_stop_slot(key, stop_keys))
+        known[place] = held
+      slot = held & _SLOTS
       low |= stop_masks[slot, 0]
       high |= stop_masks[slot, 1]
   result[WORD_CHARS], result[NONSYM], result[SPACED] = characters, nonsym, spaced

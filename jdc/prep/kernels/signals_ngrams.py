@@ -27,14 +27,14 @@ jit = numba.njit(cache=True, nogil=True)
 
 def table_size(words: int) -> int:
   """Returns the slots that documents of up to so many words need: a power of two."""
-  return 1 << max(4, (2 * words - 1).bit_length())
+  return 1 << max(4, (4 * words - 1).bit_length())
 
 
 @jit
 def slot_mask(entries: int) -> np.uint64:
-  """Returns a mask that leaves at least two slots an entry."""
+  """Returns a mask that leaves at least four slots an entry, so that few of them collide."""
   size = 16
-  while size < 2 * entries:
+  while size < 4 * entries:
     size *= 2
   return np.uint64(size - 1)
 

@@ -20,9 +20,9 @@ import pyarrow as pa
 from jdc.prep.kernels import tokenise_classes as classes
 from jdc.prep.text.buffers import to_buffers
 
-# Rows of `spans`.
-START, END, FIRST, AFTER = 0, 1, 2, 3
-# Rows of `lines`.
+# Columns of `spans`.
+FIRST, START, AFTER, END = 0, 1, 2, 3
+# Columns of `lines`.
 WORD, PARAGRAPH, JAVASCRIPT = 0, 1, 2
 # Entries of `counts`.
 CHARS, NEWLINES, HASHES, ELLIPSES, CURLY, UNSPACED_CHARS, PARAGRAPHS = range(7)
@@ -30,13 +30,16 @@ NUM_COUNTS = 7
 
 _SPACE, _UNSPACED, _MARK = classes.SPACE, classes.UNSPACED, classes.MARK
 _SPECIAL = classes.SPECIAL
-_STOPS = classes.SPACE | classes.SPECIAL
 _BREAKS = classes.SPACE | classes.UNSPACED
+_NEWLINE = 10
 _SEED = np.uint64(0xCBF29CE484222325)
 _PRIME = np.uint64(0x100000001B3)
 _MIX_A = np.uint64(0xFF51AFD7ED558CCD)
 _MIX_B = np.uint64(0xC4CEB9FE1A85EC53)
 _SHIFT = np.uint64(32)
+_ONE = np.uint64(1)
+_CHARACTERS = np.uint64(0xFFFFFFFF)
+_ASCII = np.uint64(1 << 32 | 1)  # a byte and a character further
 _JAVASCRIPT = np.frombuffer(b"javascript", np.uint8)
 
 _LONG = 1 << 20
@@ -113,6 +116,20 @@ def _look_twice(
 
 
 @jit
+def _end_line(
+  lines: np.ndarray, line: int, word: int, paragraph: int, gap: bool
+) -> tuple[int, int, bool]:
+  """Returns (line, paragraph, gap) after a line whose last word is before `word`."""
+  if word == lines[line, WORD]:  # blank
+    return line, paragraph, True
+  paragraph += gap
+  lines[line, PARAGRAPH] = paragraph
+  line += 1
+  lines[line, WORD], lines[line, JAVASCRIPT] = word, 0
+  return line, paragraph, False
+
+
+@jit
 def scan(
   data: np.ndarray,
   a: int,
@@ -126,6 +143,9 @@ def scan(
 ) -> tuple[int, int]:
   """Writes the words, lines and counts of the document in data[a:b].
 
+  Over plain ASCII, where a word begins or ends is no branch, since a processor cannot foresee
+  it: what would be written of the word at hand is written at every byte.
+
   Args:
     data: u8[m], UTF-8.
     a, b: first byte and the one after the last.
@@ -134,74 +154,70 @@ def scan(
       both from the document's beginning.
     hashes: u64[w], of the characters of each word.
     kinds: u16[w], the classes that a character of the word has.
-    lines: i32[w,3], of each line its first WORD, its PARAGRAPH, and whether it has JAVASCRIPT.
+    lines: i32[w+1,3], of each line its first WORD, its PARAGRAPH, whether it has JAVASCRIPT.
     counts: i64[NUM_COUNTS].
 
   Returns:
     The numbers of words and of lines.
   """
   counts[:] = 0
-  i, position, word, line, dots = a, 0, 0, 0, a
-  paragraph, gap, is_open = -1, True, False
-  while i < b:
-    code, size = decode(data, i)
+  # Of word w, edges 2 w and 2 w + 1: (byte, character) in one number, as in a row of `spans`.
+  edges = spans.reshape(-1).view(np.uint64)
+  here, edge = np.uint64(0), np.uint64(0)
+  # Unsigned places, which need no look at whether they count from the end.
+  i, stop = np.uint64(a), np.uint64(b)
+  line, dots, paragraph, gap = 0, a, -1, True
+  inside, alone = np.uint64(0), False  # in a word; in one of a script without spaces
+  key, seen = _SEED, np.uint16(0)
+  lines[0, WORD] = lines[0, JAVASCRIPT] = 0
+  while i < stop:
+    while i < stop and not alone:
+      byte = data[i]
+      kind = table[byte]
+      if byte >= 0x80 or byte == _NEWLINE or kind & _SPECIAL:
+        break
+      begun, inside = inside, np.uint64(kind & _SPACE == 0)
+      edges[edge], hashes[edge >> _ONE], kinds[edge >> _ONE] = here, key, seen
+      edge += begun ^ inside
+      key = (key ^ np.uint64(byte)) * _PRIME if inside else _SEED
+      seen = seen | kind if inside else np.uint16(0)
+      i += _ONE
+      here += _ASCII
+    if i >= stop:
+      break
+    at: Any = np.int64(i)
+    code, size = decode(data, at)
     kind = table[code]
-    if kind & _SPACE:
-      if code == 10:
-        counts[NEWLINES] += 1
-        gap = gap or not is_open
-        is_open = False
-      i += size
-      position += 1
-      continue
-    if not is_open:
-      paragraph += gap
-      gap, is_open = False, True
-      lines[line, WORD], lines[line, PARAGRAPH], lines[line, JAVASCRIPT] = word, paragraph, 0
-      line += 1
-    spans[word, START], spans[word, FIRST] = i - a, position
-    key, kinds_seen = _SEED, kind
-    if kind & _UNSPACED:
-      counts[UNSPACED_CHARS] += 1
-      while True:
-        key = (key ^ np.uint64(code)) * _PRIME
-        kinds_seen |= kind
-        i += size
-        position += 1
-        if i >= b:
-          break
-        code, size = decode(data, i)
-        kind = table[code]
-        if not kind & _MARK:
-          break
-    else:
-      while True:
-        if kind & _SPECIAL:
-          dots = _look_twice(data, i, b, code, dots, lines, line - 1, counts)
-        key = (key ^ np.uint64(code)) * _PRIME
-        kinds_seen |= kind
-        i += size
-        position += 1
-        run = i
-        while i < b and data[i] < 0x80:
-          kind = table[data[i]]
-          if kind & _STOPS:
-            break
-          key = (key ^ np.uint64(data[i])) * _PRIME
-          kinds_seen |= kind
-          i += 1
-        position += i - run
-        if i >= b:
-          break
-        code, size = decode(data, i)
-        kind = table[code]
-        if kind & _BREAKS:
-          break
-    spans[word, END], spans[word, AFTER] = i - a, position
-    hashes[word], kinds[word] = mix(key), kinds_seen
-    word += 1
-  counts[CHARS], counts[PARAGRAPHS] = position, paragraph + 1
-  return word, line
+    if inside and (kind & _BREAKS or (alone and not kind & _MARK)):
+      edges[edge], hashes[edge >> _ONE], kinds[edge >> _ONE] = here, key, seen
+      edge += _ONE
+      inside, alone, key, seen = np.uint64(0), False, _SEED, np.uint16(0)
+    if code == _NEWLINE:
+      counts[NEWLINES] += 1
+      word: Any = np.int64(edge >> _ONE)
+      line, paragraph, gap = _end_line(lines, line, word, paragraph, gap)
+    elif not kind & _SPACE:
+      if not inside:
+        edges[edge] = here
+        edge += _ONE
+        inside, alone = _ONE, kind & _UNSPACED != 0
+        counts[UNSPACED_CHARS] += alone
+      if kind & _SPECIAL:
+        dots = _look_twice(data, at, b, code, dots, lines, line, counts)
+      key = (key ^ np.uint64(code)) * _PRIME
+      seen |= kind
+    i += np.uint64(size)
+    here += np.uint64(size) << _SHIFT | _ONE
+  if inside:
+    edges[edge], hashes[edge >> _ONE], kinds[edge >> _ONE] = here, key, seen
+    edge += _ONE
+  words: Any = np.int64(edge >> _ONE)
+  line, paragraph, gap = _end_line(lines, line, words, paragraph, gap)
+  for w in range(words):
+    hashes[w] = mix(hashes[w])
+  characters: Any = np.int64(here & _CHARACTERS)
+  counts[CHARS], counts[PARAGRAPHS] = characters, paragraph + 1
+  return words, line
 
 
 def max_words(offsets: np.ndarray, data: np.ndarray) -> int:
@@ -231,59 +247,13 @@ def _count_separators(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) ->
   return max(most, _LONG // 2 + 1)
 
 
-def word_hashes(text: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the 64-bit hashes of all words, document after document.
-
-  Returns:
-    offsets: i64[N+1], where the words of each document begin.
-    hashes: u64[W].
-
-  Raises:
-    ValueError: if the text is not of type string, holds nulls or is not valid UTF-8.
-
-  Example:
-    >>> offsets, hashes = word_hashes(pa.array(["a b", "", "b 好b"]))
-    >>> offsets.tolist(), bool(hashes[1] == hashes[2] == hashes[4])
-    ([0, 2, 2, 5], True)
-  """
-  offsets, data = checked_buffers(text)
-  total = int(offsets[-1] - offsets[0]) // 2 + len(text) + 1
-  hashes = np.empty(total, np.uint64)
-  ends = _hash_documents(
-    data, offsets, classes.table(), hashes, *scratch(max_words(offsets, data))
-  )
-  return ends, hashes[: ends[-1]].copy()
-
-
-@jit
-def _hash_documents(
-  data: np.ndarray,
-  offsets: np.ndarray,
-  table: np.ndarray,
-  out: np.ndarray,
-  spans: np.ndarray,
-  hashes: np.ndarray,
-  kinds: np.ndarray,
-  lines: np.ndarray,
-  counts: np.ndarray,
-) -> np.ndarray:
-  ends = np.zeros(offsets.size, np.int64)
-  for document in range(offsets.size - 1):
-    a, b = offsets[document], offsets[document + 1]
-    number, _ = scan(data, a, b, table, spans, hashes, kinds, lines, counts)
-    first = ends[document]
-    out[first : first + number] = hashes[:number]
-    ends[document + 1] = first + number
-  return ends
-
-
 def scratch(words: int) -> tuple[np.ndarray, ...]:
   """Returns the arrays that `scan` writes to, for documents of up to so many words."""
   return (
     np.empty((words, 4), np.int32),
     np.empty(words, np.uint64),
     np.empty(words, np.uint16),
-    np.empty((words, 3), np.int32),
+    np.empty((words + 1, 3), np.int32),
     np.empty(NUM_COUNTS, np.int64),
   )
 

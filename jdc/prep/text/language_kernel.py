@@ -172,11 +172,12 @@ def _add_up(
 
   `hits`, u32[F+1], is 0 before and after.
   """
-  seen, some = np.empty(len(visited), np.int64), np.empty(len(visited) + _LANES, np.int64)
+  # Unsigned, so that no index is looked at for whether it counts from the end.
+  seen, some = np.empty(len(visited), np.uint64), np.empty(len(visited) + _LANES, np.uint64)
   count = 0
   hits[0] = 1  # so that no feature is not counted as one
   for state in visited:
-    feature = np.int64(feature_of[state])
+    feature = np.uint64(feature_of[state])
     seen[count] = feature
     count += hits[feature] == 0
     hits[feature] += np.uint32(1)
