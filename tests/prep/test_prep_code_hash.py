@@ -1,5 +1,6 @@
 """Tests of the hashes of code: nothing that runs is missed, what says nothing is left out."""
 
+import gc
 import importlib.metadata
 import json
 import sys
@@ -79,6 +80,7 @@ def modules_that_run(step):
       found.add(frame.f_globals.get("__name__", ""))
 
   carry_out(step)  # what is imported by then is not run again below
+  gc.collect()  # generators of other tests would be closed below
   sys.setprofile(look)
   try:
     carry_out(step)

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-import numba
 import numpy as np
+
+from jdc.prep.jit import jit
 
 
 def shared(keys: np.ndarray, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +38,7 @@ def shared(keys: np.ndarray, rows: np.ndarray | None = None) -> tuple[np.ndarray
   return (found if rows is None else rows[found]), group
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _maybe_shared(keys: np.ndarray) -> np.ndarray:
   """Returns bool[n], true for every key that occurs again and for about one in 16 others."""
   size = 64

@@ -4,10 +4,10 @@ import functools
 import unicodedata
 from typing import Any
 
-import numba
 import numpy as np
 import pyarrow as pa
 
+from jdc.prep.jit import jit
 from jdc.prep.kernels.tokenise_classes import WHITE_SPACE
 from jdc.prep.text.buffers import map_rows, to_buffers
 from jdc.prep.text.scripts import UNSPACED
@@ -71,7 +71,7 @@ def composed(text: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
   return to_buffers(map_rows(text, change, functools.partial(unicodedata.normalize, "NFC")))
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def mix(x: np.uint64) -> np.uint64:
   """Returns the last steps of SplitMix64, a bijection."""
   x = (x ^ (x >> _30)) * _MIX1
@@ -79,7 +79,7 @@ def mix(x: np.uint64) -> np.uint64:
   return x ^ (x >> _31)
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def decode(data: np.ndarray, i: int, end: int) -> tuple[int, int]:
   """Returns the code point that begins at byte i of UTF-8, and its length in bytes."""
   first: Any = np.int64(data[i])
@@ -96,13 +96,13 @@ def decode(data: np.ndarray, i: int, end: int) -> tuple[int, int]:
   return code, size
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def entry(fold: np.ndarray, code: int) -> np.uint32:
   """Returns the entry of `fold_table` for any code point; high ones are gaps."""
   return fold[code] if code < len(fold) else np.uint32(0)
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _may_compose(offsets: np.ndarray, data: np.ndarray, fold: np.ndarray) -> np.ndarray:
   found = np.zeros(len(offsets) - 1, np.bool_)
   for n in range(len(found)):
@@ -117,7 +117,7 @@ def _may_compose(offsets: np.ndarray, data: np.ndarray, fold: np.ndarray) -> np.
   return found
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def words(
   data: np.ndarray,
   start: int,
@@ -160,7 +160,7 @@ def words(
   return count
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def hash_words(
   data: np.ndarray, start: int, end: int, fold: np.ndarray, word_hash: np.ndarray
 ) -> int:
@@ -200,7 +200,7 @@ def hash_words(
   return number
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def most_words(offsets: np.ndarray) -> int:
   """Returns a bound on the words of any one text."""
   most: Any = np.int64(0)
@@ -209,7 +209,7 @@ def most_words(offsets: np.ndarray) -> int:
   return most // 2 + 1
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def shingles(word_hash: np.ndarray, count: int, ngram: int, out: np.ndarray) -> int:
   """Writes a hash of each run of `ngram` words, or of all if they are fewer; returns how many.
 

@@ -1,12 +1,12 @@
 """Runs of words that occur in given texts, found by hash and compared letter by letter."""
 
-import numba
 import numpy as np
 
+from jdc.prep.jit import jit
 from jdc.prep.kernels.hashes import BASE, CODE, decode, entry, mix, most_words, words
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def all_words(
   offsets: np.ndarray, data: np.ndarray, fold: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -24,7 +24,7 @@ def all_words(
   return word_hash[:end].copy(), first[:end].copy(), last[:end].copy(), starts
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def runs(word_hash: np.ndarray, place: np.ndarray, length: np.ndarray) -> np.ndarray:
   """Returns the hashes of runs of `length` words that start at `place`, u64[r]."""
   out = np.empty(len(place), np.uint64)
@@ -36,7 +36,7 @@ def runs(word_hash: np.ndarray, place: np.ndarray, length: np.ndarray) -> np.nda
   return out
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def make_table(hashes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns a table of open addresses, i64[size] places in `hashes` or -1, and a sieve of it.
 
@@ -55,7 +55,7 @@ def make_table(hashes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
   return table, sieve
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def find_runs(
   offsets: np.ndarray,
   data: np.ndarray,
@@ -123,7 +123,7 @@ def find_runs(
   return hits, match
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _same(
   a: np.ndarray,
   a_first: np.ndarray,

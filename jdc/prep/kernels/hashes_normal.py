@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 
+from jdc.prep.jit import jit
 from jdc.prep.kernels.hashes import CODE, KIND, SPACE, decode, entry
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def normal_text(
   offsets: np.ndarray, data: np.ndarray, fold: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +50,7 @@ def normal_text(
   return new_offsets, out[:end]
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _is_ascii(text: np.ndarray) -> bool:
   found = np.uint8(0)
   for byte in text:
@@ -58,7 +58,7 @@ def _is_ascii(text: np.ndarray) -> bool:
   return bool(found < 128)
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _fold_ascii(text: np.ndarray, plain: np.ndarray, out: np.ndarray, end: int) -> int:
   """Writes the folded text to out[end:], without a branch; returns where it ends."""
   begin, last = end, np.uint8(32)
@@ -70,7 +70,7 @@ def _fold_ascii(text: np.ndarray, plain: np.ndarray, out: np.ndarray, end: int) 
   return end - (last == 32 and end > begin)
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def encode(out: np.ndarray, end: int, code: int) -> int:
   """Writes a code point as UTF-8 to out[end:]; returns the end of what it wrote."""
   if code < 0x80:

@@ -1,12 +1,12 @@
 """Hashes of lines or paragraphs, and text without some of its lines."""
 
-import numba
 import numpy as np
 
+from jdc.prep.jit import jit
 from jdc.prep.kernels.hashes import BASE, PRIME, SEED, mix
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def line_hashes(
   offsets: np.ndarray, data: np.ndarray, paragraphs: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -39,7 +39,7 @@ def line_hashes(
   return hashes, first, starts
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _line_hash(data: np.ndarray, start: int, end: int) -> np.uint64:
   while start < end and _blank(data[start]):
     start += 1
@@ -53,12 +53,12 @@ def _line_hash(data: np.ndarray, start: int, end: int) -> np.uint64:
   return max(mix(h), np.uint64(1))
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _blank(byte: int) -> bool:
   return byte == 32 or 9 <= byte <= 13
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _join_lines(hashes: np.ndarray, first: np.ndarray) -> None:
   start = 0
   while start < len(hashes):
@@ -72,7 +72,7 @@ def _join_lines(hashes: np.ndarray, first: np.ndarray) -> None:
     start = end + 1
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def keep_lines(
   offsets: np.ndarray, data: np.ndarray, starts: np.ndarray, keep: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

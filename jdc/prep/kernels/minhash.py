@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 
+from jdc.prep.jit import jit
 from jdc.prep.kernels.hashes import BASE, hash_words, mix, most_words, shingles
 
 _MASK = (1 << 64) - 1
@@ -23,7 +23,7 @@ def permutations(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
   return both[0] | np.uint32(1), both[1]
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def band_keys(
   offsets: np.ndarray,
   data: np.ndarray,
@@ -62,7 +62,7 @@ def band_keys(
   return keys, num_words
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _least(x: np.ndarray, size: int, a: np.ndarray, b: np.ndarray, least: np.ndarray) -> None:
   least[:] = np.uint32(0xFFFFFFFF)
   for i in range(0, size, 4):  # four at a time: a, b and the minimum are loaded once for them
@@ -73,7 +73,7 @@ def _least(x: np.ndarray, size: int, a: np.ndarray, b: np.ndarray, least: np.nda
       least[j] = min(least[j], min(min(h0, h1), min(h2, h3)))
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def shingle_sets(
   offsets: np.ndarray, data: np.ndarray, fold: np.ndarray, ngram: int, out: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -114,7 +114,7 @@ def most_shingles(offsets: np.ndarray) -> int:
   return int(offsets[-1] - offsets[0]) // 2 + len(offsets) - 1
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def slots(count: int) -> int:
   """Returns the size of a table that `count` values fill by half at most, a power of two."""
   size: Any = np.int64(4)
@@ -123,7 +123,7 @@ def slots(count: int) -> int:
   return size
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def insert(table: np.ndarray, mask: np.uint64, value: np.uint64) -> bool:
   """Puts a value other than 0 into a table of open addresses; False if it is there already."""
   place = value & mask
@@ -135,7 +135,7 @@ def insert(table: np.ndarray, mask: np.uint64, value: np.uint64) -> bool:
   return True
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def contains(table: np.ndarray, mask: np.uint64, value: np.uint64) -> bool:
   """Whether `insert` has put the value into the table."""
   place = value & mask

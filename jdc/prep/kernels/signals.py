@@ -70,10 +70,10 @@ on bullets and ellipses, and a symbol is a word all of whose characters are in a
 import zlib
 from collections.abc import Collection
 
-import numba
 import numpy as np
 import pyarrow as pa
 
+from jdc.prep.jit import jit
 from jdc.prep.kernels import signals_measures as measures
 from jdc.prep.kernels import signals_ngrams as ngrams
 from jdc.prep.kernels import tokenise
@@ -126,8 +126,6 @@ COMPRESSION = "compression"
 SIGNALS = (*COUNTS, "stop", *STOPS, *_RATIOS, COMPRESSION)
 
 _LEVEL = 1
-
-jit = numba.njit(cache=True, nogil=True)
 
 
 def signals(

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 
+from jdc.prep.jit import jit
 from jdc.prep.kernels import signals_ngrams as ngrams
 from jdc.prep.kernels import tokenise
 from jdc.prep.kernels import tokenise_classes as classes
@@ -31,8 +31,6 @@ _KNOWN = 1 << 15  # words whose slot in the table of stop words is remembered, a
 _PARAGRAPH = np.uint64(0xD6E8FEB86659FD93)
 _LOREM = np.frombuffer(b"lorem", np.uint8)
 _IPSUM = np.frombuffer(b"ipsum", np.uint8)
-
-jit = numba.njit(cache=True, nogil=True)
 
 
 @jit

@@ -8,9 +8,9 @@ ordinary text costs little more than the first of the nine passes.
 
 from typing import Any
 
-import numba
 import numpy as np
 
+from jdc.prep.jit import jit
 from jdc.prep.kernels import tokenise
 
 TOP = (2, 3, 4)
@@ -21,8 +21,6 @@ _TOP_UP_TO = TOP[-1]
 _LONGEST = DUPLICATE[-1]
 _EPOCH = np.uint64(32)
 _INDEX = np.uint64(0xFFFFFFFF)
-
-jit = numba.njit(cache=True, nogil=True)
 
 
 def table_size(words: int) -> int:

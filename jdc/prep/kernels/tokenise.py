@@ -13,10 +13,10 @@ lines with no blank line between them.
 
 from typing import Any
 
-import numba
 import numpy as np
 import pyarrow as pa
 
+from jdc.prep.jit import jit
 from jdc.prep.kernels import tokenise_classes as classes
 from jdc.prep.text.buffers import to_buffers
 
@@ -43,8 +43,6 @@ _ASCII = np.uint64(1 << 32 | 1)  # a byte and a character further
 _JAVASCRIPT = np.frombuffer(b"javascript", np.uint8)
 
 _LONG = 1 << 20
-
-jit = numba.njit(cache=True, nogil=True)
 
 
 @jit

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 
+from jdc.prep.jit import jit
 from jdc.prep.kernels.minhash import contains, insert, slots
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def find(parent: np.ndarray, x: int) -> int:
   """Returns the root of x, the least member of its cluster, and shortens the way there."""
   while parent[x] != x:
@@ -17,7 +17,7 @@ def find(parent: np.ndarray, x: int) -> int:
   return x
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def join(parent: np.ndarray, x: int, y: int) -> bool:
   """Makes one cluster of those of x and y; False if they are one already."""
   x, y = find(parent, x), find(parent, y)
@@ -25,7 +25,7 @@ def join(parent: np.ndarray, x: int, y: int) -> bool:
   return x != y
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def link_all(members: np.ndarray, starts: np.ndarray, parent: np.ndarray) -> None:
   """Joins the members of each group; group g is members[starts[g]:starts[g+1]]."""
   for g in range(len(starts) - 1):
@@ -33,7 +33,7 @@ def link_all(members: np.ndarray, starts: np.ndarray, parent: np.ndarray) -> Non
       join(parent, members[starts[g]], members[i])
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def link_similar(
   members: np.ndarray,
   starts: np.ndarray,
@@ -95,7 +95,7 @@ def link_similar(
   return compared, similar
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def similarities(
   pairs: np.ndarray, begin: np.ndarray, sets: np.ndarray, threshold: float
 ) -> np.ndarray:
@@ -120,7 +120,7 @@ def similarities(
   return out
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def fill(table: np.ndarray, mask: np.uint64, values: np.ndarray) -> None:
   """Makes the table hold these values and no others."""
   table[: np.int64(mask) + 1] = 0
@@ -128,7 +128,7 @@ def fill(table: np.ndarray, mask: np.uint64, values: np.ndarray) -> None:
     insert(table, mask, value)
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def jaccard(table: np.ndarray, mask: np.uint64, size: int, values: np.ndarray) -> float:
   """Returns |A & B| / |A | B| of a table's `size` values and the given distinct ones."""
   common = 0

@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import pyarrow as pa
 
+from jdc.prep.jit import jit
 from jdc.prep.kernels.hashes import BASE, composed, fold_table, mix, most_words, words
 
 _PAIR = np.uint64(0xD6E8FEB86659FD93)
@@ -70,7 +70,7 @@ def sums(text: pa.StringArray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarr
   return total / np.sqrt(np.maximum(count, 1)), count
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _features(
   offsets: np.ndarray, data: np.ndarray, fold: np.ndarray, mask: np.uint64, out: np.ndarray
 ) -> np.ndarray:
@@ -90,7 +90,7 @@ def _features(
   return starts
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _sums(
   offsets: np.ndarray,
   data: np.ndarray,

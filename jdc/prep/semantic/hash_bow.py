@@ -1,9 +1,9 @@
 """Embeddings of texts by hashed words and pairs of words, without a model."""
 
-import numba
 import numpy as np
 import pyarrow as pa
 
+from jdc.prep.jit import jit
 from jdc.prep.kernels.hashes import BASE, composed, fold_table, mix, most_words, words
 
 _STEP = np.uint64(0xD6E8FEB86659FD93)
@@ -52,7 +52,7 @@ def embed(text: pa.StringArray, *, dimension: int = 256, seed: int = 0) -> np.nd
   return out
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _embed(
   offsets: np.ndarray, data: np.ndarray, fold: np.ndarray, seed: np.uint64, out: np.ndarray
 ) -> None:
@@ -78,7 +78,7 @@ def _embed(
         out[n, d] = total[d] / norm
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _add(grams: np.ndarray, salt: np.uint64, dimension: np.uint64, total: np.ndarray) -> None:
   """Adds the sign and weight of each distinct one of sorted hashes to its place."""
   start = 0

@@ -1,9 +1,9 @@
 """The rules of C4: lines that are dropped, and what speaks against a whole document."""
 
-import numba
 import numpy as np
 import pyarrow as pa
 
+from jdc.prep.jit import jit
 from jdc.prep.text.codepoints import decode, is_unspaced, is_white
 from jdc.prep.text.lines import join_lines, split_lines
 from jdc.prep.text.scripts import SENTENCE_END
@@ -128,7 +128,7 @@ _ENDS[ord(".")] = _DOT
 _ENDS[0x0E00:0x0F00] = _NO_MARK  # Thai and Lao: may end a line, end no sentence
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _read(
   data: np.ndarray,
   starts: np.ndarray,
@@ -181,7 +181,7 @@ def _read(
   return words, longest, found, ended, sentences
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _phrases_at(
   data: np.ndarray,
   i: int,

@@ -1,14 +1,14 @@
 """Code points in UTF-8 bytes, for compiled loops."""
 
-import numba
 import numpy as np
 
+from jdc.prep.jit import jit
 from jdc.prep.text.scripts import UNSPACED
 
 _RANGES = np.array(UNSPACED, np.int64)
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def decode(data: np.ndarray, i: int) -> tuple[np.int64, int]:
   """Returns (code point, bytes) of the character that starts at byte i of valid UTF-8."""
   byte = np.int64(data[i])
@@ -23,7 +23,7 @@ def decode(data: np.ndarray, i: int) -> tuple[np.int64, int]:
   return code | np.int64(data[i + 2] & 0x3F) << 6 | np.int64(data[i + 3] & 0x3F), 4
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def is_plain(text: np.ndarray) -> bool:
   """Whether all of u8[n] is ASCII without controls but TAB to CR; many bytes are one step."""
   odd = np.uint8(0)
@@ -32,7 +32,7 @@ def is_plain(text: np.ndarray) -> bool:
   return odd == 0
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def is_white(code: np.int64) -> bool:
   """Whether a code point has Unicode's property White_Space."""
   if code <= 0x20:
@@ -44,7 +44,7 @@ def is_white(code: np.int64) -> bool:
   return bool(code == 0x202F or code == 0x205F or code == 0x3000)
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def is_unspaced(code: np.int64) -> bool:
   """Whether a code point is of a script without spaces (`scripts.UNSPACED`)."""
   if code < 0x0E00:

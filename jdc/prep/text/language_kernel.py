@@ -1,17 +1,18 @@
 """Scores of languages over the bytes of documents."""
 
-import numba
 import numpy as np
 
+from jdc.prep.jit import jit, jit_inline
 from jdc.prep.text.language_tables import LANES
 
 PARTS = 8
 _LANES = LANES  # also the parts that are walked side by side
 _BLOCK = 64  # documents
+_ROW = np.uint64(8)  # bits of a byte
 _SMALL = np.float64(-30.0)  # exp of it does not show beside 1
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def parts(
   data: np.ndarray, offsets: np.ndarray, max_bytes: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -40,7 +41,7 @@ def parts(
   return first, starts[:at], ends[:at]
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def without_small_letters(
   data: np.ndarray, first: np.ndarray, starts: np.ndarray, ends: np.ndarray
 ) -> np.ndarray:
@@ -61,7 +62,7 @@ def without_small_letters(
   return found
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def classify(
   data: np.ndarray,
   first: np.ndarray,
@@ -98,7 +99,7 @@ def classify(
   return best, scores
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _most_bytes(first: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> int:
   """Returns the most bytes that are read of a block of documents."""
   most = 0
@@ -108,7 +109,7 @@ def _most_bytes(first: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> int:
   return most
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _walk(
   data: np.ndarray,
   starts: np.ndarray,
@@ -124,7 +125,8 @@ def _walk(
   and so the loads of one part do not wait for those of another.
   """
   order = np.argsort(-np.diff(place), kind="mergesort")
-  at, to = np.empty(_LANES, np.int64), np.empty(_LANES, np.int64)
+  # Unsigned places, which need no look at whether they count from the end.
+  at, to = np.empty(_LANES, np.uint64), np.empty(_LANES, np.uint64)
   for low in range(0, len(starts), _LANES):
     for lane in range(_LANES):  # beyond the last part that one again
       part = order[min(low + lane, len(starts) - 1)]
@@ -134,7 +136,8 @@ def _walk(
     a0, a1, a2, a3, a4, a5, a6, a7 = at[0], at[1], at[2], at[3], at[4], at[5], at[6], at[7]
     t0, t1, t2, t3, t4, t5, t6, t7 = to[0], to[1], to[2], to[3], to[4], to[5], to[6], to[7]
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = np.uint32(0)
-    for step in range(common):
+    for k in range(common):
+      step = np.uint64(k)
       s0 = states[t0 + step] = _next(s0, data[a0 + step], columns, rows, row_of)
       s1 = states[t1 + step] = _next(s1, data[a1 + step], columns, rows, row_of)
       s2 = states[t2 + step] = _next(s2, data[a2 + step], columns, rows, row_of)
@@ -151,14 +154,14 @@ def _walk(
         state = states[i] = _next(state, byte, columns, rows, row_of)
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@jit_inline
 def _next(
   state: np.uint32, byte: np.uint8, columns: np.ndarray, rows: np.ndarray, row_of: np.ndarray
 ) -> np.uint32:
-  return rows[(np.int64(row_of[state]) << 8) + np.int64(columns[byte])]
+  return rows[np.uint64(row_of[state]) << _ROW | np.uint64(columns[byte])]
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _add_up(
   visited: np.ndarray,
   feature_of: np.ndarray,
@@ -172,7 +175,7 @@ def _add_up(
 
   `hits`, u32[F+1], is 0 before and after.
   """
-  # Unsigned, so that no index is looked at for whether it counts from the end.
+  # Unsigned as in `_walk`.
   seen, some = np.empty(len(visited), np.uint64), np.empty(len(visited) + _LANES, np.uint64)
   count = 0
   hits[0] = 1  # so that no feature is not counted as one
@@ -192,7 +195,7 @@ def _add_up(
   return count > 0
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _part(
   seen: np.ndarray, hits: np.ndarray, times: np.uint32, some: np.ndarray
 ) -> tuple[int, int]:
@@ -208,7 +211,7 @@ def _part(
   return alike, rest
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _add_rows(total: np.ndarray, weights: np.ndarray, which: np.ndarray, factor: float) -> None:
   sums = np.zeros(weights.shape[1], np.int32)
   for k in range(0, len(which), _LANES):
@@ -217,7 +220,7 @@ def _add_rows(total: np.ndarray, weights: np.ndarray, which: np.ndarray, factor:
     total[c] += factor * sums[c]
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _add_eight(sums: np.ndarray, weights: np.ndarray, which: np.ndarray) -> None:
   a, b, c, d = weights[which[0]], weights[which[1]], weights[which[2]], weights[which[3]]
   e, f, g, h = weights[which[4]], weights[which[5]], weights[which[6]], weights[which[7]]
@@ -227,7 +230,7 @@ def _add_eight(sums: np.ndarray, weights: np.ndarray, which: np.ndarray) -> None
     sums[k] += np.int32(np.uint16(left + right))
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _best(
   total: np.ndarray, temperature: float, label_of: np.ndarray, sums: np.ndarray
 ) -> tuple[int, float]:

@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import pyarrow as pa
 
+from jdc.prep.jit import jit
 from jdc.prep.text.buffers import from_buffers, to_buffers
 
 
@@ -49,7 +49,7 @@ def join_lines(lines: Lines, keep: np.ndarray) -> pa.StringArray:
   return from_buffers(_join(*lines, keep, out), out)
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _fill(
   offsets: np.ndarray,
   breaks: np.ndarray,
@@ -67,7 +67,7 @@ def _fill(
     starts[first[row + 1] - 1], ends[first[row + 1] - 1] = at, offsets[row + 1]
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _join(
   data: np.ndarray,
   starts: np.ndarray,

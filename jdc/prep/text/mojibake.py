@@ -3,9 +3,9 @@
 import functools
 from typing import Any
 
-import numba
 import numpy as np
 
+from jdc.prep.jit import jit
 from jdc.prep.text.codepoints import is_plain
 
 # The encodings that ftfy tries; those in one group share a bit of the tables.
@@ -71,7 +71,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
   return pairs, longer, going_on, lossy
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _scan(
   data: np.ndarray,
   offsets: np.ndarray,

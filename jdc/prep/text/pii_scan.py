@@ -4,8 +4,11 @@ It may only err on one side: a document in which a rule of `pii_addresses`, `pii
 `pii_phones` finds something has the flag of that rule.
 """
 
-import numba
+from typing import Any
+
 import numpy as np
+
+from jdc.prep.jit import jit
 
 EMAIL, IPV4, IPV6, CARD, PHONE, IBAN = 1, 2, 4, 8, 16, 32
 
@@ -48,7 +51,7 @@ def scan(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
   return _scan(data, offsets, _KIND, _HEX, _BETWEEN, _FILL, _CUES, _AFTER_CUES)
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _scan(
   data: np.ndarray,
   offsets: np.ndarray,
@@ -63,11 +66,12 @@ def _scan(
   for row in range(len(offsets) - 1):
     start, end, found = offsets[row], offsets[row + 1], 0
     i = start
-    while i < end:
+    while True:
+      i = _skip(data, i, end, kinds)
+      if i == end:
+        break
       kind = kinds[data[i]]
-      if kind == 0:
-        i += 1
-      elif kind == _DIGIT:
+      if kind == _DIGIT:
         found |= _iban(data, i, start, end, kinds)
         i, flag = _run(data, i, start, end, kinds, between, fill, cues, after_cues)
         found |= flag
@@ -82,7 +86,18 @@ def _scan(
   return flags
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
+def _skip(data: np.ndarray, i: int, end: int, kinds: np.ndarray) -> int:
+  """Returns the place of the next byte that is of a kind, or the end."""
+  # Unsigned places, which need no look at whether they count from the end.
+  place, stop = np.uint64(i), np.uint64(end)
+  while place < stop and kinds[data[place]] == 0:
+    place += np.uint64(1)
+  found: Any = np.int64(place)
+  return found
+
+
+@jit
 def _iban(data: np.ndarray, i: int, start: int, end: int, kinds: np.ndarray) -> int:
   """Two capital letters before the first of two digits, and enough of both after these."""
   if i < start + 2 or i + 1 >= end or kinds[data[i + 1]] != _DIGIT:
@@ -99,7 +114,7 @@ def _iban(data: np.ndarray, i: int, start: int, end: int, kinds: np.ndarray) -> 
   return IBAN if count == _IBAN_LETTERS else 0
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _ipv6(data: np.ndarray, i: int, start: int, end: int, hexadecimal: np.ndarray) -> int:
   """Before a colon four digits, of which the first is 2 or 3, soon after it another colon."""
   if i < start + 4 or not 0x32 <= data[i - 4] <= 0x33:
@@ -112,7 +127,7 @@ def _ipv6(data: np.ndarray, i: int, start: int, end: int, hexadecimal: np.ndarra
   return IPV6 if k < end and data[k] == 0x3A else 0
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _run(
   data: np.ndarray,
   i: int,
@@ -163,7 +178,7 @@ def _run(
   return last, found
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _card(size: int, before: int, before2: int) -> int:
   if size >= 12 or (size == 13 and before == 6):
     return CARD
@@ -172,7 +187,7 @@ def _card(size: int, before: int, before2: int) -> int:
   return 0
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _continues(data: np.ndarray, i: int, start: int, kinds: np.ndarray) -> bool:
   """Whether the digits before belong to the same number, date or list: '.', ',', '/', '-'."""
   if i < start + 2 or kinds[data[i - 2]] != _DIGIT:
@@ -181,7 +196,7 @@ def _continues(data: np.ndarray, i: int, start: int, kinds: np.ndarray) -> bool:
   return byte == 46 or byte == 44 or byte == 47 or byte == 45
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _cued(
   data: np.ndarray,
   i: int,
@@ -213,7 +228,7 @@ def _cued(
   return False
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _holds(codes: np.ndarray, code: np.int64) -> bool:
   at = np.searchsorted(codes, code)
   return bool(at < len(codes) and codes[at] == code)

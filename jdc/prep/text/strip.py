@@ -4,11 +4,11 @@ import functools
 import re
 import unicodedata
 
-import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jdc.prep.jit import jit
 from jdc.prep.text.buffers import map_rows
 from jdc.prep.text.codepoints import decode, is_white
 from jdc.prep.text.lines import join_lines, split_lines
@@ -110,7 +110,7 @@ def _symbol_table() -> np.ndarray:
   return np.fromiter((category[0] not in "LMN" for category in categories), np.bool_, 1 << 16)
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _count_symbols(
   data: np.ndarray, starts: np.ndarray, ends: np.ndarray, table: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -5,10 +5,10 @@ import re
 import unicodedata
 from typing import Literal
 
-import numba
 import numpy as np
 import pyarrow as pa
 
+from jdc.prep.jit import jit
 from jdc.prep.text.buffers import map_rows, to_buffers
 from jdc.prep.text.codepoints import is_plain
 from jdc.prep.text.mojibake import fix_mojibake, suspects
@@ -112,7 +112,7 @@ def _table(form: Form) -> np.ndarray:
   return table
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _flags(data: np.ndarray, offsets: np.ndarray, table: np.ndarray) -> np.ndarray:
   """Returns u8[n]: the bits of `table` over the code points of each document."""
   flags = np.zeros(len(offsets) - 1, np.uint8)

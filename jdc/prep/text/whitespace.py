@@ -1,9 +1,9 @@
 """White space: one form for line breaks, spaces and blank lines."""
 
-import numba
 import numpy as np
 import pyarrow as pa
 
+from jdc.prep.jit import jit, jit_inline
 from jdc.prep.text.buffers import from_buffers, to_buffers
 
 _OTHER, _SPACE, _TAB, _LF, _CR, _BREAK, _MULTI = 0, 1, 2, 3, 4, 5, 6
@@ -53,7 +53,7 @@ def normalize_whitespace(
   return from_buffers(out_offsets, out)
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@jit_inline
 def _multi_byte(data: np.ndarray, i: int, end: int) -> tuple[int, int]:
   """Returns (kind, length) of what starts with a byte that white space may start with."""
   first, second = data[i], data[i + 1]
@@ -74,7 +74,7 @@ def _multi_byte(data: np.ndarray, i: int, end: int) -> tuple[int, int]:
   return (_SPACE, 3) if found else (_OTHER, 3)
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _normalize(
   data: np.ndarray,
   offsets: np.ndarray,
@@ -97,7 +97,7 @@ def _normalize(
   return out_offsets
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _is_normal(text: np.ndarray, max_blank: int) -> bool:
   """Whether a text is surely in the form already, in steps that the compiler does 32 at a time.
 
@@ -119,7 +119,7 @@ def _is_normal(text: np.ndarray, max_blank: int) -> bool:
   return text[0] < 0x80 and found == 0
 
 
-@numba.njit(cache=True, nogil=True)
+@jit
 def _normalize_row(
   data: np.ndarray,
   i: int,

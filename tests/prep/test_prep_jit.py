@@ -1,0 +1,83 @@
+"""Compiled kernels are kept, and never outlive the code that they were made of."""
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numba
+import pytest
+
+import jdc
+from jdc.prep import jit as jit_lib
+
+_SHINGLES = """
+import numpy as np
+from jdc.prep.kernels import hashes, minhash
+text = np.frombuffer(b"one two three", np.uint8)
+fold = np.arange(128, dtype=np.uint32) | np.uint32(hashes.WORD << 30)
+print(minhash.shingle_sets(np.array([0, 13]), text, fold, 5, np.empty(13, np.uint64))[1][0])
+print(sum(minhash.shingle_sets.stats.cache_hits.values()))
+"""
+
+
+def _run(root: Path) -> list[str]:
+  env = os.environ | {"PYTHONPATH": str(root), "JDC_CACHE": str(root / "cache")}
+  env.pop("NUMBA_CACHE_DIR", None)
+  made = subprocess.run(
+    [sys.executable, "-c", _SHINGLES], env=env, cwd=root, capture_output=True, text=True
+  )
+  assert made.returncode == 0, made.stderr
+  return made.stdout.split()
+
+
+def test_a_change_in_another_file_is_compiled(tmp_path):
+  shutil.copytree(
+    Path(jdc.__file__).parent, tmp_path / "jdc", ignore=shutil.ignore_patterns("__pycache__")
+  )
+  first, hits = _run(tmp_path)
+  assert hits == "0"
+  assert _run(tmp_path) == [first, "1"]  # from the cache
+
+  path = tmp_path / "jdc/prep/kernels/hashes.py"  # a constant of a function that is called
+  text = path.read_text()
+  assert "0xBF58476D1CE4E5B9" in text
+  path.write_text(text.replace("0xBF58476D1CE4E5B9", "0xBF58476D1CE4E5BB"))
+  changed, hits = _run(tmp_path)
+  assert changed != first
+  assert hits == "0"
+
+  path.write_text(text)
+  assert _run(tmp_path)[0] == first
+
+
+def test_the_setting_of_the_process_is_left_as_it_was(monkeypatch, tmp_path):
+  monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+  jit_lib._folder.cache_clear()
+  try:
+    assert jit_lib.jit(_double)(3) == 6
+    assert str(tmp_path) == numba.config.CACHE_DIR
+    assert [*tmp_path.glob("kernels-*/*/*._double-*")]
+  finally:
+    jit_lib._folder.cache_clear()
+
+
+def test_a_folder_that_cannot_be_written_is_told_once(monkeypatch, tmp_path):
+  (tmp_path / "file").write_text("")
+  monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+  monkeypatch.setenv("JDC_CACHE", str(tmp_path / "file"))
+  jit_lib._folder.cache_clear()
+  try:
+    with pytest.warns(RuntimeWarning, match=r"cannot be kept.*file.*set JDC_CACHE"):
+      assert jit_lib.jit(_double)(3) == 6
+    with warnings.catch_warnings():
+      warnings.simplefilter("error")
+      assert jit_lib.jit_inline(_double)(4) == 8
+  finally:
+    jit_lib._folder.cache_clear()
+
+
+def _double(x: int) -> int:
+  return 2 * x
