@@ -222,6 +222,7 @@ def _dump_hash(node: ast.AST) -> str:
   return hashlib.sha256(ast.dump(node).encode()).hexdigest()
 
 
+@functools.cache
 def _version(package: str) -> str:
   """Returns the version of a package, or of the build that a module goes by."""
   if package in ("zlib", "gzip"):
