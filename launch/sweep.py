@@ -45,7 +45,10 @@ FEATURES = flags.DEFINE_string(
   "features", "", "A folder that keeps projected gradients for the next sweep; empty: none."
 )
 CACHE = flags.DEFINE_string(
-  "compilation_cache", None, "Persistent compilation cache; empty: none."
+  "compilation_cache",
+  None,
+  "Persistent compilation cache; empty: none, default: $JAX_COMPILATION_CACHE_DIR, else beside "
+  "the rows.",
 )
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Start jax.distributed (several hosts).")
 

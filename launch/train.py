@@ -24,7 +24,8 @@ PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of a few steps to t
 CACHE = flags.DEFINE_string(
   "compilation_cache",
   None,
-  "Persistent compilation cache; empty: none, default: beside the rows.",
+  "Persistent compilation cache; empty: none, default: $JAX_COMPILATION_CACHE_DIR, else beside "
+  "the rows.",
 )
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Start jax.distributed (several hosts).")
 

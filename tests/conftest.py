@@ -26,6 +26,11 @@ _missing = [flag for flag in _FLAGS if flag.partition("=")[0] not in _given]
 os.environ["XLA_FLAGS"] = " ".join([*_given.split(), *_missing])
 
 
+# Programs that one test has compiled serve the others, and the processes that tests start.
+_CACHE = Path(__file__).parents[1] / ".pytest_cache/d/xla"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
 _MAPS = Path("/proc/self/maps")  # of Linux, which allows a process 65,530 of them by default
 
 

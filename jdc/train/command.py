@@ -46,7 +46,8 @@ def train(
   Args:
     config: of the run.
     workdir: a local folder, where the run is kept.
-    compilation_cache: of JAX; empty: none, `None`: beside the rows.
+    compilation_cache: of JAX; empty: none; `None`: what JAX is set to, by
+      $JAX_COMPILATION_CACHE_DIR or before in this process, else beside the rows.
     profile: writes a trace of a few steps to the workdir.
 
   Raises:
@@ -83,9 +84,9 @@ def build_run(
 
   # Text to packed rows, from the cache where they are there already.
   cache_dir = corpus.cache_dir(corpus_config)
-  cache = str(cache_dir / "xla") if compilation_cache is None else compilation_cache
-  if cache:
-    jax.config.update("jax_compilation_cache_dir", cache)
+  if compilation_cache is None:
+    compilation_cache = jax.config.jax_compilation_cache_dir or str(cache_dir / "xla")
+  jax.config.update("jax_compilation_cache_dir", compilation_cache or None)
   Path(workdir).mkdir(parents=True, exist_ok=True)
   domains = corpus.prepare(
     config.data, corpus_config, config.sequence_length, config.seed, workdir

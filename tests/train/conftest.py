@@ -58,13 +58,6 @@ def write_domains(folder: Path, num_documents: int = 60) -> Path:
   return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(pytestconfig: pytest.Config) -> None:
-  """Shares compiled steps between tests and workers; compiling takes most of their time."""
-  jax.config.update("jax_compilation_cache_dir", str(pytestconfig.cache.mkdir("xla")))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-
-
 @pytest.fixture(scope="session")
 def domains(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pack.Domain]:
   folder = tmp_path_factory.mktemp("domains")

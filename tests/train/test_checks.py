@@ -342,7 +342,7 @@ def test_scores_of_a_file_reach_the_ordering(tmp_path):
   domains = command.corpus.prepare(str(folder), config.corpus, 32, config.seed, str(tmp_path))
   scores = {name: rng.random(len(domain.train)) for name, domain in domains.items()}
   np.savez(tmp_path / "scores.npz", **dict(reversed(scores.items())))
-  result = command.train(config, str(tmp_path / "run"), "")
+  result = command.train(config, str(tmp_path / "run"))
   assert result.spec.domain_names == ("a", "b")
   ids = metrics.read_example_ids(tmp_path / "run")
   drawn = np.concatenate([scores["a"], scores["b"]])[ids]

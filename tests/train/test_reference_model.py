@@ -51,7 +51,7 @@ def test_it_was_trained_with_the_tokenizer_of_the_run(tmp_path):
     logging=c.LoggingConfig(tensorboard=False),
   )
   trained = str(tmp_path / "trained")
-  command.train(config, trained, "")
+  command.train(config, trained)
   assert pretrained.corpus_of(trained) == config.corpus
 
   def opened(**changes):

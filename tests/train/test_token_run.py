@@ -85,7 +85,7 @@ def runs(shards, tmp_path_factory):
   """A run on each format."""
   folder = tmp_path_factory.mktemp("runs")
   for kind in ("array_record", "parquet"):
-    command.train(tiny_config(shards / kind), str(folder / kind), "")
+    command.train(tiny_config(shards / kind), str(folder / kind))
   return folder
 
 
@@ -128,13 +128,13 @@ def test_both_formats_train_the_same(runs, shards):
 def test_a_mismatch_is_an_error_before_compilation(shards, tmp_path):
   config = tiny_config(shards / "parquet", sequence_length=32)
   with pytest.raises(ValueError, match="rows are for sequence_length=64, the run has 32"):
-    command.train(config, str(tmp_path / "a"), "")
+    command.train(config, str(tmp_path / "a"))
   small = dataclasses.replace(config.model, vocab_size=200)
   config = tiny_config(shards / "parquet", model=small)
   with pytest.raises(
     ValueError, match="tokenizer has 258 tokens, the model's vocab_size is 200"
   ):
-    command.train(config, str(tmp_path / "b"), "")
+    command.train(config, str(tmp_path / "b"))
   corpus = dataclasses.replace(
     config.corpus,
     validation_fraction=0.5,
@@ -142,7 +142,7 @@ def test_a_mismatch_is_an_error_before_compilation(shards, tmp_path):
     tokenizer=str(tmp_path / "other.json"),
   )
   with pytest.raises(ValueError) as error:
-    command.train(tiny_config(shards / "parquet", corpus=corpus), str(tmp_path / "c"), "")
+    command.train(tiny_config(shards / "parquet", corpus=corpus), str(tmp_path / "c"))
   for part in (
     "corpus.format='auto' is not that of token shards",
     "corpus.validation_fraction=0.5 is not read",
@@ -156,16 +156,16 @@ def test_the_tokenizer_of_the_shards_is_that_of_the_run(raw, base_folder, tmp_pa
   tokenize_pack(raw[1], tmp_path / "shards", options)
   config = tiny_config(tmp_path / "shards")
   with pytest.raises(ValueError, match="the model's vocab_size is 258"):
-    command.train(config, str(tmp_path / "run"), "")
+    command.train(config, str(tmp_path / "run"))
   model = dataclasses.replace(config.model, vocab_size=300)
-  command.train(dataclasses.replace(config, model=model), str(tmp_path / "run"), "")
+  command.train(dataclasses.replace(config, model=model), str(tmp_path / "run"))
   found = pretrained.corpus_of(tmp_path / "run")
   assert found.tokenizer == str(tmp_path / "shards/tokenizer.json")
   assert found.eos_token == "<|im_end|>"
   # A run may name it too, but no other one.
   named = dataclasses.replace(config.corpus, tokenizer=str(base_folder))
   command.build_run(
-    dataclasses.replace(config, model=model, corpus=named), str(tmp_path / "named"), ""
+    dataclasses.replace(config, model=model, corpus=named), str(tmp_path / "named")
   )
 
 
@@ -175,4 +175,4 @@ def test_shards_that_are_not_finished_are_refused(shards, tmp_path):
   shutil.copytree(shards / "parquet", tmp_path / "shards")
   (tmp_path / "shards/tokens.json").unlink()
   with pytest.raises(ValueError, match="whose preparation has not ended"):
-    command.train(tiny_config(tmp_path / "shards"), str(tmp_path / "run"), "")
+    command.train(tiny_config(tmp_path / "shards"), str(tmp_path / "run"))
