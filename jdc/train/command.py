@@ -85,8 +85,8 @@ def build_run(
   # Text to packed rows, from the cache where they are there already.
   cache_dir = corpus.cache_dir(corpus_config)
   if compilation_cache is None:
-    given = jax.config.values["jax_compilation_cache_dir"]
-    compilation_cache = given or str(cache_dir / "xla")
+    settings: Any = jax.config
+    compilation_cache = settings.jax_compilation_cache_dir or str(cache_dir / "xla")
   jax.config.update("jax_compilation_cache_dir", compilation_cache or None)
   Path(workdir).mkdir(parents=True, exist_ok=True)
   domains = corpus.prepare(
