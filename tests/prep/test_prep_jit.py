@@ -1,5 +1,6 @@
 """Compiled kernels are kept, and never outlive the code that they were made of."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -51,6 +52,20 @@ def test_a_change_in_another_file_is_compiled(tmp_path):
 
   path.write_text(text)
   assert _run(tmp_path)[0] == first
+
+
+def test_kernels_take_nothing_from_folders_that_do_not_count():
+  kernels = 0
+  for path in Path(jit_lib.__file__).parent.rglob("*.py"):
+    imports = {
+      node.module
+      for node in ast.walk(ast.parse(path.read_text()))
+      if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("jdc")
+    }
+    if "jdc.prep.jit" in imports:
+      kernels += 1
+      assert {name.split(".")[2] for name in imports} <= {"jit", *jit_lib._KERNELS}, path
+  assert kernels > 10
 
 
 def test_the_setting_of_the_process_is_left_as_it_was(monkeypatch, tmp_path):
