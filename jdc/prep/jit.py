@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ _R = TypeVar("_R")
 _HERE = Path(__file__).parent
 _config: Any = numba.config
 _KERNELS = ("kernels", "text")  # folders of what kernels call and take constants from
+_LOCK = threading.RLock()
 
 
 def jit(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -26,11 +28,11 @@ def jit(function: Callable[_P, _R]) -> Callable[_P, _R]:
   the code of functions that it calls, and global constants, become part of it, and a change of
   those in other files numba does not see: old code would run as new. So what is kept lies in a
   folder named after the contents of all kernels, in $NUMBA_CACHE_DIR, else in $JDC_CACHE, else
-  in ~/.cache/jdc.
+  in ~/.cache/jdc. Folders of earlier code may be removed.
 
   Warns:
-    RuntimeWarning: once, if that folder cannot be written; every process then compiles anew,
-      which takes half a minute.
+    RuntimeWarning: once, if there is no such folder that can be written; every process then
+      compiles anew, which takes half a minute.
   """
   return _compiled(function)
 
@@ -41,8 +43,7 @@ def jit_inline(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def _compiled(function: Callable[_P, _R], **options: Any) -> Callable[_P, _R]:
-  folder = _folder()
-  with _caching_in(folder):
+  with _LOCK, _caching_in(folder := _folder()):
     return numba.njit(cache=folder is not None, nogil=True, **options)(function)
 
 
@@ -62,11 +63,11 @@ def _caching_in(folder: Path | None) -> Iterator[None]:
 def _folder() -> Path | None:
   """Returns the folder for what is compiled of these kernels; None: it cannot be written."""
   base = _config.CACHE_DIR or os.environ.get("JDC_CACHE") or "~/.cache/jdc"
-  folder = Path(base).expanduser() / f"kernels-{_contents()}"
   try:
+    folder = Path(base).expanduser() / f"kernels-{_contents()}"
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
-  except OSError as error:
+  except (OSError, RuntimeError) as error:  # the latter where there is no home
     warnings.warn(
       f"compiled kernels cannot be kept, so that every process compiles them: {error}; "
       "set JDC_CACHE to a folder that can be written",
@@ -79,7 +80,10 @@ def _folder() -> Path | None:
 
 def _contents() -> str:
   digest = hashlib.sha256()
-  for name in _KERNELS:
-    for path in sorted((_HERE / name).glob("*.py")):
-      digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+  paths = [path for name in _KERNELS for path in (_HERE / name).rglob("*.py")]
+  if not paths:
+    raise OSError(f"no files in {_HERE}")  # but in an archive, say
+  for path in [Path(__file__), *sorted(paths)]:
+    name = path.relative_to(_HERE).as_posix()
+    digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
   return digest.hexdigest()[:16]

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
+from jax.experimental.compilation_cache import compilation_cache as cache_lib
 
 from jdc.data import pack
 from jdc.eval import rewards
@@ -84,10 +85,7 @@ def build_run(
 
   # Text to packed rows, from the cache where they are there already.
   cache_dir = corpus.cache_dir(corpus_config)
-  if compilation_cache is None:
-    settings: Any = jax.config
-    compilation_cache = settings.jax_compilation_cache_dir or str(cache_dir / "xla")
-  jax.config.update("jax_compilation_cache_dir", compilation_cache or None)
+  _keep_programs(compilation_cache, cache_dir / "xla")
   Path(workdir).mkdir(parents=True, exist_ok=True)
   domains = corpus.prepare(
     config.data, corpus_config, config.sequence_length, config.seed, workdir
@@ -194,6 +192,16 @@ def _scores(path: str, domains: Mapping[str, pack.Domain]) -> np.ndarray:
   if wrong:
     raise ValueError(f"scores={path!r} needs an array for each domain; {'; '.join(wrong)}")
   return np.concatenate([arrays[name].astype(np.float32) for name in domains])
+
+
+def _keep_programs(folder: str | None, default: Path) -> None:
+  """Sets JAX's folder of compiled programs; `None`: what it is set to, else the default."""
+  settings: Any = jax.config
+  given = settings.jax_compilation_cache_dir
+  wanted = (given or str(default) if folder is None else folder) or None
+  if wanted != given:
+    jax.config.update("jax_compilation_cache_dir", wanted)
+    cache_lib.reset_cache()  # which stays with the folder that it was opened with
 
 
 def _check_local(workdir: str) -> None:

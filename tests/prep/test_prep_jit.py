@@ -13,6 +13,7 @@ import pytest
 
 import jdc
 from jdc.prep import jit as jit_lib
+from jdc.prep.text import language_tables
 
 _SHINGLES = """
 import numpy as np
@@ -57,11 +58,10 @@ def test_a_change_in_another_file_is_compiled(tmp_path):
 def test_kernels_take_nothing_from_folders_that_do_not_count():
   kernels = 0
   for path in Path(jit_lib.__file__).parent.rglob("*.py"):
-    imports = {
-      node.module
-      for node in ast.walk(ast.parse(path.read_text()))
-      if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("jdc")
-    }
+    nodes = [*ast.walk(ast.parse(path.read_text()))]
+    imports = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    imports |= {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+    imports = {name for name in imports if name.startswith("jdc")}
     if "jdc.prep.jit" in imports:
       kernels += 1
       assert {name.split(".")[2] for name in imports} <= {"jit", *jit_lib._KERNELS}, path
@@ -92,6 +92,22 @@ def test_a_folder_that_cannot_be_written_is_told_once(monkeypatch, tmp_path):
       assert jit_lib.jit_inline(_double)(4) == 8
   finally:
     jit_lib._folder.cache_clear()
+
+
+def test_without_a_home_kernels_are_compiled_and_languages_read(monkeypatch):
+  def no_home(path):
+    raise RuntimeError("Could not determine home directory.")
+
+  monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+  monkeypatch.delenv("JDC_CACHE", raising=False)
+  monkeypatch.setattr(Path, "expanduser", no_home)
+  jit_lib._folder.cache_clear()
+  try:
+    with pytest.warns(RuntimeWarning, match=r"cannot be kept.*home.*set JDC_CACHE"):
+      assert jit_lib.jit(_double)(3) == 6
+  finally:
+    jit_lib._folder.cache_clear()
+  assert "en" in language_tables.codes()
 
 
 def _double(x: int) -> int:

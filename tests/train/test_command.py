@@ -4,15 +4,18 @@ import json
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache as cache_lib
 
 from jdc.models.decoder_config import DecoderConfig
 from jdc.train import command
 from jdc.train import config as c
 
+FOLDERS = "mine", "other", "rows/xla"
+
 
 @pytest.fixture
 def build(tmp_path):
-  """Returns `build(set_before, *arguments)`, which returns the folder that JAX is set to."""
+  """Returns `build(set_before, *arguments)`: which folders then get a program."""
   (tmp_path / "data").mkdir()
   lines = "".join(json.dumps({"text": f"fig {i} " * 20}) + "\n" for i in range(20))
   (tmp_path / "data/fruit.jsonl").write_text(lines)
@@ -28,24 +31,38 @@ def build(tmp_path):
     logging=c.LoggingConfig(tensorboard=False),
   )
 
-  def folder_after(before, *arguments):
+  def kept_in(before, *arguments):
     jax.config.update("jax_compilation_cache_dir", before)
+    cache_lib.reset_cache()
+    jax.jit(lambda x: x + 1)(1.0)  # opens it
     command.build_run(config, str(tmp_path / "run"), *arguments)
-    return jax.config.jax_compilation_cache_dir
+    held = {folder: entries(folder) for folder in FOLDERS}
+    jax.jit(lambda x: x * 2)(1.0)
+    return [folder for folder in FOLDERS if entries(folder) != held[folder]]
 
-  given = jax.config.jax_compilation_cache_dir
-  yield folder_after
-  jax.config.update("jax_compilation_cache_dir", given)
+  def entries(folder):
+    return {path.name for path in (tmp_path / folder).glob("*-cache")}
+
+  names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+  given = {name: getattr(jax.config, name) for name in names}
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  yield kept_in
+  for name, value in given.items():
+    jax.config.update(name, value)
+  cache_lib.reset_cache()
 
 
 def test_what_jax_is_set_to_is_kept(build, tmp_path):
-  assert build(str(tmp_path / "mine")) == str(tmp_path / "mine")
+  assert build(str(tmp_path / "mine")) == ["mine"]
 
 
-def test_else_they_lie_beside_the_rows(build, tmp_path):
-  assert build(None) == str(tmp_path / "rows/xla")
+def test_else_they_lie_beside_the_rows(build):
+  assert build(None) == ["rows/xla"]
 
 
-def test_a_folder_that_is_named_or_none(build, tmp_path):
-  assert build(str(tmp_path / "mine"), str(tmp_path / "other")) == str(tmp_path / "other")
-  assert build(str(tmp_path / "mine"), "") is None
+def test_in_a_folder_that_is_named(build, tmp_path):
+  assert build(str(tmp_path / "mine"), str(tmp_path / "other")) == ["other"]
+
+
+def test_or_not_at_all(build, tmp_path):
+  assert build(str(tmp_path / "mine"), "") == []

@@ -19,20 +19,24 @@ NUM_SHARES = len(TOP) + len(DUPLICATE)
 
 _TOP_UP_TO = TOP[-1]
 _LONGEST = DUPLICATE[-1]
+_FEW = 1 << 14
 _EPOCH = np.uint64(32)
 _INDEX = np.uint64(0xFFFFFFFF)
 
 
 def table_size(words: int) -> int:
   """Returns the slots that documents of up to so many words need: a power of two."""
-  return 1 << max(4, (4 * words - 1).bit_length())
+  return int(slot_mask(words)) + 1
 
 
 @jit
 def slot_mask(entries: int) -> np.uint64:
-  """Returns a mask that leaves at least four slots an entry, so that few of them collide."""
-  size = 16
-  while size < 4 * entries:
+  """Returns a mask that leaves at least two slots an entry, or four of few entries.
+
+  Then fewer collide, and what they take fits the caches still.
+  """
+  least, size = (4 if entries <= _FEW else 2) * entries, 16
+  while size < least:
     size *= 2
   return np.uint64(size - 1)
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 _LAYOUT = 1  # of the files of `_write`; a change makes earlier ones count as not there
+# Of the file, or there is no folder: no home is a RuntimeError.
+_DAMAGE = (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 LANES = 8  # rows of weights that 16 bits hold the sum of
 # Languages of one macrolanguage that written text does not tell apart reliably (ISO 639-3).
 _MACROLANGUAGE = {"wuu": "zh", "yue": "zh"}
@@ -45,19 +47,17 @@ def load() -> Model:
   $JDC_CACHE, else in ~/.cache/jdc. A file there that is not whole is written again; where none
   can be written, the library's is unpacked every time.
   """
-  path = _path()
-  with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-    return _read(path)
+  with contextlib.suppress(*_DAMAGE):
+    return _read(_path())
   model = _laid_out()
-  with contextlib.suppress(OSError):
-    _write(path, model)
+  with contextlib.suppress(OSError, RuntimeError):
+    _write(_path(), model)
   return model
 
 
 def codes() -> list[str]:
   """Returns the codes that documents can get: languages, "zxx" for none, "und" for unknown."""
-  damage = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-  with contextlib.suppress(*damage), np.load(_path(), allow_pickle=False) as file:
+  with contextlib.suppress(*_DAMAGE), np.load(_path(), allow_pickle=False) as file:
     return [*file["labels"].tolist(), "und"]  # reads this array alone
   return [*load().labels.tolist(), "und"]
 

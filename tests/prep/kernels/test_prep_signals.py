@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jdc.prep.kernels import signals, signals_ngrams, tokenise, tokenise_classes
+from jdc.prep.kernels import signals_measures as measures
 from jdc.prep.kernels import tokenise_stop_words as stop_words
 from jdc.prep.kernels.reference import reference
 from jdc.prep.text import scripts
@@ -204,6 +205,8 @@ def test_repeated_ngrams_cover_what_occurs_again():
 def test_boilerplate_counts():
   found = of("Lorem Ipsum {x} {y}\nuses JavaScript and javascript\nlorem\nipsumx")
   assert (found["curly"], found["lorem"], found["js_lines"]) == (2, 2, 1)
+  # Nor does a word count that two documents would make together.
+  assert signals.signals(pa.array(["a lore", "m ipsum"]), ["lorem"])["lorem"].tolist() == [0, 0]
 
 
 def test_sentences_end_in_marks_whatever_closes_behind_them():
@@ -244,6 +247,15 @@ def test_long_documents_take_the_memory_of_their_words(monkeypatch):
   assert tokenise.max_words(offsets, data) >= 240
 
 
+def test_stop_words_are_found_among_more_words_than_are_remembered():
+  words = [f"w{i}" for i in range(3 * measures._KNOWN)]
+  stops = [word for words in stop_words.WORDS.values() for word in words if word.isascii()]
+  step = len(words) // len(stops)
+  mixed = [[*words[i * step : (i + 1) * step], stop] for i, stop in enumerate(stops)]
+  texts = [" ".join(stops), " ".join(words), *(" ".join(part) for part in mixed)]
+  assert_agrees(texts * 2)
+
+
 def test_names_choose_signals_and_are_checked():
   text = pa.array(["a"])
   assert list(signals.signals(text, ["dup5", "n_words"])) == ["n_words", "dup5"]
@@ -277,7 +289,9 @@ def test_the_tables_hold_what_the_definitions_say():
   assert all(word == "".join(map(tokenise_classes.fold, word)) for word in words)
 
 
-def test_the_table_of_ngrams_keeps_four_slots_an_entry():
-  for entries in (0, 1, 8, 9, 1000, 1024, 1025):
-    assert int(signals_ngrams.slot_mask(entries)) + 1 >= 4 * entries
-    assert int(signals_ngrams.slot_mask(entries)) < signals_ngrams.table_size(max(1, entries))
+def test_the_table_of_ngrams_keeps_two_slots_an_entry_or_four():
+  few = signals_ngrams._FEW
+  for entries in (0, 1, 8, 9, 1000, 1024, 1025, few, few + 1, 2 * few + 1):
+    slots = int(signals_ngrams.slot_mask(entries)) + 1
+    assert slots >= (4 if entries <= few else 2) * entries
+    assert all(slots <= signals_ngrams.table_size(entries + more) for more in (0, 1, few))
