@@ -22,7 +22,9 @@ Kind = Literal["map", "signals", "predicate", "filter", "dedup", "sample", "mode
 class Params(pydantic.BaseModel):
   """The base of all parameters: nothing unknown, nothing converted, nothing changed later."""
 
-  model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+  model_config = pydantic.ConfigDict(
+    extra="forbid", frozen=True, strict=True, allow_inf_nan=False
+  )
 
   def files(self) -> tuple[str, ...]:
     """Returns the files that parameters name, whose contents count for what is up to date."""
@@ -88,6 +90,8 @@ class Operator:
     stage_rank: where it usually stands; `explain` remarks on other orders.
     cost: microseconds of one core for a document of 1.2 kB, about.
     not_after: operators it cannot follow, and why.
+    lacks: of signals, the one that is 1 where a document has not what its parameter `field`
+      names; it is an error if none has it, when all have been read.
   """
 
   name: str
@@ -107,6 +111,7 @@ class Operator:
   stage_rank: int = 50
   cost: float = 1.0
   not_after: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  lacks: str = ""
 
   @property
   def summary(self) -> str:

@@ -32,7 +32,7 @@ DomainName = Annotated[str, pydantic.StringConstraints(pattern=DOMAIN)]
 Paths = Annotated[
   tuple[Annotated[str, pydantic.Field(min_length=1)], ...], pydantic.Field(min_length=1)
 ]
-_CONFIG = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+_CONFIG = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class InputSpec(pydantic.BaseModel):

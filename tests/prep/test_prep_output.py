@@ -408,6 +408,26 @@ def test_no_field_is_lost_by_a_new_name(tmp_path):
   assert swapped["accounts"]["kept"] == 4
 
 
+def test_fields_that_no_record_has_are_told_by_what_reads_them(raw):
+  (raw / "hosts.txt").write_text("bad.example\n")
+  listed = step("url_blocklist", path="hosts.txt")
+  with open(raw / "raw" / "web.jsonl", "a") as file:
+    file.write(json.dumps({"text": "figs", "url": "http://bad.example", "id": 0}) + "\n")
+  assert run(raw, listed)["accounts"]["dropped"] == {"url_blocklist": 1}
+  for steps, told in (
+    (
+      [step("select", fields=("id", "idd"))],
+      ["step 1 (select): no record has the field 'idd'"],
+    ),
+    ([step("select", fields=("id",)), listed], ["step 2", "the field 'url' with an address"]),
+    ([step("url_blocklist", path="hosts.txt", field="URL")], ["step 1", "the field 'URL'"]),
+  ):
+    with pytest.raises(ValueError, match="no record has") as error:
+      run(raw, *steps)
+    assert all(part in str(error.value) for part in told)
+    assert "'id'" not in str(error.value)
+
+
 def test_a_field_that_no_record_has_cannot_be_renamed(raw):
   steps = step("rename", mapping={"id": "number", "idd": "key", "bigg": "b"}), step("mask_pii")
   with pytest.raises(

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from jdc.prep import batches, readers
 from jdc.prep.links import cause_kind
 from jdc.prep.readers import files, jsonl, streams
+from jdc.prep.readers import warc as warc_lib
 from jdc.prep.spec import InputSpec
 
 LINES = [
@@ -431,3 +432,50 @@ def test_causes_of_bad_records_are_few_kinds(tmp_path):
   _, bad, _, _ = read_all(path, domain_column="d")
   assert {cause_kind(b.cause) for b in bad} == {"no name of a domain in field 'd'"}
   assert "'../x' does not match" in bad[0].cause
+
+
+def read_archive(path, suffix):
+  rows, bad = [], []
+  piece = batches.Piece(str(path), str(path), "", "warc", suffix, "", 0, -1, 1)
+  for batch in warc_lib.read_warc(piece, InputSpec(paths=(str(path),)), bad.append, {}):
+    rows += batch.column("text").to_pylist()
+  return rows, bad
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_an_archive_that_is_cut_anywhere_is_told(tmp_path, suffix):
+  path, part = tmp_path / f"a.warc{suffix}", tmp_path / f"part.warc{suffix}"
+  texts = [" ".join(f"{i * k * 7919 % 9973:x}" for k in range(60)) for i in range(3)]
+  pages = [(f"http://{text[:4]}.example/", "text/plain", text.encode()) for text in texts]
+  ends = []
+  for k in range(3):
+    warc(path, pages[: k + 1], suffix)
+    ends.append(path.stat().st_size)
+  data = path.read_bytes()
+  assert read_archive(path, suffix) == (texts, [])
+  # What ends a record, blank lines or a check sum, holds nothing.
+  tail = 12 if suffix else 4
+  for size in range(ends[0] + 1, ends[2] - tail):
+    part.write_bytes(data[:size])
+    rows, bad = read_archive(part, suffix)
+    assert rows == texts[: sum(end - tail <= size for end in ends)]
+    assert all(fault.cause.startswith(("cut off", "damaged archive")) for fault in bad)
+    if not any(end - tail <= size <= end for end in ends):
+      assert bad, size
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_compressed_file_that_is_cut_anywhere_is_told(tmp_path, compression, frames):
+  shrink = gzip.compress if compression == ".gz" else zstandard.ZstdCompressor().compress
+  lines = [b'{"text": "%x"}\n' % (i * 7919) for i in range(90)]
+  parts = [shrink(b"".join(lines[k::frames])) for k in range(frames)]
+  data, ends = b"".join(parts), np.cumsum([len(part) for part in parts])
+  path = tmp_path / f"a.jsonl{compression}"
+  for size in range(1, len(data) + 1):
+    path.write_bytes(data[:size])
+    rows, bad, _, index = read_all(path)
+    whole = size in ends
+    assert bool(index.damage) != whole
+    assert bool(bad) != whole
+    assert len(rows) >= 90 // frames * (ends <= size).sum()

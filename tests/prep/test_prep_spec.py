@@ -43,6 +43,21 @@ def problems(toml):
   return str(raised.value)
 
 
+def test_numbers_are_finite():
+  inputs = 'jdc_pipeline = 1\n[input]\npaths = ["raw/*.jsonl"]\n'
+  steps = (
+    '[[step]]\nop = "signal_range"\nsignal = "n_words"\nmin = nan\n'
+    '[[step]]\nop = "sample"\nmax_tokens = 5\ntemperature = inf\n'
+  )
+  told = problems(inputs + steps)
+  assert "step 1 (signal_range): min=nan" in told
+  assert "step 2 (sample): temperature=inf" in told
+  for expected in ("[nan, 1.0]", "{ max = -inf }"):
+    told = problems(f"{inputs}[expect]\nkept_rate = {expected}\n")
+    assert "expect.kept_rate" in told
+    assert "finite" in told
+
+
 def test_toml_and_python_write_the_same_plan():
   read = PlanSpec.from_toml(TOML)
   made = PlanSpec(

@@ -90,6 +90,9 @@ class TextLink:
       with problems.in_step(step.number, step.op):
         found = step.operator.function(batch, step.values, *file)
       columns += [(plan_step.signal_column(step, k), pa.array(v)) for k, v in found.items()]
+      if step.operator.lacks:
+        have = batch.num_rows - int(np.sum(found[step.operator.lacks]))
+        self._count(step, f"field {step.values.field!r} with an address", have)
       self._seconds[step.op] += time.process_time() - begin
     return columns
 
@@ -100,8 +103,8 @@ class TextLink:
     else:
       batch = step.operator.function(batch, step.values)
     for name in [name for name in batch.schema.names if name.startswith("found:")]:
-      counts = self._found.setdefault(f"step {step.number} ({step.op})", Counter())
-      counts[name.removeprefix("found:")] += pc.sum(batch.column(name)).as_py() or 0
+      have = pc.sum(batch.column(name)).as_py() or 0
+      self._count(step, name.removeprefix("found:"), have)
       batch = batch.drop_columns([name])
     if "drop" not in batch.schema.names:
       return batch
@@ -111,6 +114,10 @@ class TextLink:
     if pc.any(gone).as_py():
       self._dropped.add(batch.filter(gone), reason.filter(gone))
     return batch.filter(pc.invert(gone))
+
+  def _count(self, step: Step, what: str, have: int) -> None:
+    """Adds up how many documents have something that a step names."""
+    self._found.setdefault(f"step {step.number} ({step.op})", Counter())[what] += have
 
   def finish(self, view: View | None) -> tuple[View, Record]:
     if self._file is None:  # a shard without documents still has all columns

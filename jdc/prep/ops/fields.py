@@ -3,7 +3,7 @@
 import functools
 import json
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,9 +22,25 @@ class Select(Params):
 
 
 def select(batch: pa.RecordBatch, params: Select) -> pa.RecordBatch:
-  """Keeps some fields of the records and drops the others; the text always stays."""
-  wanted = set(params.fields)
-  return _mapped(batch, lambda record: {k: v for k, v in record.items() if k in wanted})
+  """Keeps some fields of the records and drops the others; the text always stays.
+
+  A field that no record has is an error when all have been read.
+  """
+  wanted = dict.fromkeys(params.fields)
+  records = [json.loads(value) for value in batch.column("fields").to_pylist()]
+  kept = [dump({k: v for k, v in record.items() if k in wanted}) for record in records]
+  batch = set_column(batch, "fields", pa.array(kept, pa.string()))
+  return _with_found(batch, records, wanted)
+
+
+def _with_found(
+  batch: pa.RecordBatch, records: Sequence[Mapping[str, Any]], names: Iterable[str]
+) -> pa.RecordBatch:
+  """Returns the batch with a column a name, which tells whether each record has it."""
+  for name in names:
+    found = [name in record for record in records]
+    batch = set_column(batch, f"found:field {name!r}", pa.array(found, pa.bool_()))
+  return batch
 
 
 class Rename(Params):
@@ -54,9 +70,7 @@ def rename(batch: pa.RecordBatch, params: Rename) -> pa.RecordBatch:
   made = [{names.get(k, k): v for k, v in record.items()} for record in records]
   clash = [len(new) < len(old) for new, old in zip(made, records, strict=True)]
   batch = set_column(batch, "fields", pa.array([dump(record) for record in made], pa.string()))
-  for name in names:
-    found = [name in record for record in records]
-    batch = set_column(batch, f"found:field {name!r}", pa.array(found, pa.bool_()))
+  batch = _with_found(batch, records, names)
   return set_column(
     batch, "drop", pa.array(["rename" if lost else None for lost in clash], pa.string())
   )
@@ -183,11 +197,6 @@ def sft_normalize(batch: pa.RecordBatch, params: SftNormalize) -> pa.RecordBatch
   batch = set_column(batch, "signal:problem", pa.array(done.problem, pa.string()))
   reason = ["sft_normalize" if problem else None for problem in done.problem]
   return set_column(batch, "drop", pa.array(reason, pa.string()))
-
-
-def _mapped(batch: pa.RecordBatch, function: Any) -> pa.RecordBatch:
-  values = [dump(function(json.loads(value))) for value in batch.column("fields").to_pylist()]
-  return set_column(batch, "fields", pa.array(values, pa.string()))
 
 
 OPERATORS = (

@@ -186,7 +186,10 @@ def url_blocklist_hits(batch: pa.RecordBatch, params: UrlList) -> dict[str, np.n
 
 
 def url_blocklist(found: Mapping[str, Any], params: UrlList) -> Reasons:
-  """Drops records from web domains of a list, a file of one a line, or their subdomains."""
+  """Drops records from web domains of a list, a file of one a line, or their subdomains.
+
+  A record without an address stays; that no record has one is an error when all have been read.
+  """
   return {"url_blocklist": np.asarray(found["url_blocklist_hits"]) > 0}
 
 
@@ -232,7 +235,7 @@ OPERATORS = (
   ),
   Operator(
     "url_blocklist_hits", "signals", url_blocklist_hits, UrlList, needs=("fields",),
-    provides=("url_blocklist_hits", "url_missing"),
+    provides=("url_blocklist_hits", "url_missing"), lacks="url_missing",
     stage_rank=30, cost=5.0,
   ),
   Operator(

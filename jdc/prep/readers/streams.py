@@ -5,14 +5,42 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import zstandard
 
 from jdc.prep.batches import MAX_DOCUMENT
 
 _CHUNK = 1 << 20
+_COMPRESSED = 1 << 12  # of which Zstandard makes 128 MiB at most
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
+
+
+class _Frames:
+  """Frames of Zstandard, one after another; EOFError where the last one is cut off.
+
+  A `stream_reader` of the library ends there as if the frame did.
+  """
+
+  def __init__(self, file: IO[bytes]):
+    self._file = file
+    self._frame: Any = None
+    self._rest = b""
+
+  def read1(self, _: int) -> bytes:
+    """Returns what some compressed bytes give, none at the end."""
+    while data := self._rest or self._file.read(_COMPRESSED):
+      self._rest = b""
+      if self._frame is None:
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+      found: bytes = self._frame.decompress(data)
+      if self._frame.eof:
+        self._rest, self._frame = self._frame.unused_data, None
+      if found:
+        return found
+    if self._frame is not None:
+      raise EOFError("the file ends within a frame")
+    return b""
 
 
 class ByteStream:
@@ -34,8 +62,7 @@ class ByteStream:
     if compression == ".gz":
       self._file = self._open.enter_context(gzip.GzipFile(fileobj=file))
     elif compression == ".zst":
-      reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-      self._file = self._open.enter_context(reader)
+      self._file = _Frames(file)
 
   def read(self) -> bytes:
     """Returns the next bytes, none at the end; ValueError where the file is damaged."""

@@ -12,6 +12,7 @@ from jdc.prep.spec import InputSpec
 
 _CHARSET = re.compile(rb"charset\s*=\s*[\"']?\s*([A-Za-z0-9_:.-]+)", re.IGNORECASE)
 _PAGES = ("text/", "application/xhtml+xml", "application/xml")
+_PARSER = (AttributeError, LookupError, TypeError, ValueError)  # warcio's, of cut headers
 _META = 2048  # bytes of a page in which its charset is looked for
 
 
@@ -34,6 +35,7 @@ def read_warc(
       if wrong:
         raise ValueError(wrong)
       page = _page(record)
+      _read_to_end(record)
       if page is None:
         counts["other_records"] = counts.get("other_records", 0) + 1
         continue
@@ -81,19 +83,34 @@ def _records(piece: Piece) -> Iterator[tuple[int, Any, str]]:
   with open(piece.path, "rb") as file:
     file.seek(piece.start)
     archive = ArchiveIterator(file)
-    offset = piece.start
+    offset = known = piece.start  # of the present record, and after the last one
     while True:
       try:
         record = next(archive, None)
-      except (ArchiveLoadFailed, EOFError, OSError) as error:
-        yield offset, None, f"damaged archive: {error}"
+      except (ArchiveLoadFailed, EOFError, OSError, *_PARSER) as error:
+        yield known, None, f"damaged archive: {error}"
         return
       if record is None:
+        file.seek(known)
+        if rest := file.read().strip():
+          yield known, None, f"damaged archive: {len(rest)} bytes after the last record"
         return
       offset = archive.offset  # of the record; asking for it would read to its end
       if 0 <= piece.end <= offset:
         return
       yield offset, record, ""
+      known = offset + archive.get_record_length()
+
+
+def _read_to_end(record: Any) -> None:
+  """Reads a record to its end; ValueError if that comes before its Content-Length."""
+  length = record.rec_headers.get_header("Content-Length") or ""
+  if not length.isdigit():
+    raise ValueError(f"cut off: the record has the Content-Length {length!r}")
+  while record.raw_stream.read(1 << 16):
+    pass
+  if missing := getattr(record.raw_stream, "limit", 0):
+    raise ValueError(f"cut off: the last {missing} bytes of the record are missing")
 
 
 def _page(record: Any) -> tuple[str, dict[str, Any]] | None:
