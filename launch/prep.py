@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags
 from absl import logging as absl_logging
 
-from jdc.prep import check, manifest, ops, profile, runner
+from jdc.prep import check, manifest, ops, predicates, profile, runner
 from jdc.prep.catalog import explain, listing
 from jdc.prep.problems import suggestion
 from jdc.prep.spec import InputSpec, PlanSpec
@@ -162,10 +162,14 @@ def _explain(arguments: list[str]) -> int:
   for name in arguments:
     if name in ops.OPERATORS:
       print(explain(ops.OPERATORS[name]))
+    elif name in predicates.GROUPS:
+      print(predicates.explain_group(name))
     elif Path(name).suffix == ".toml":
       print(check.describe(PlanSpec.read(name), Path(name).parent))
     else:
-      raise ValueError(f"no operator {name!r}{suggestion(name, ops.OPERATORS)}")
+      raise ValueError(
+        f"no operator {name!r}{suggestion(name, [*ops.OPERATORS, *predicates.GROUPS])}"
+      )
   return 0
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
+import inspect
 import json
 import sys
 import typing
@@ -116,7 +117,12 @@ class Operator:
   @property
   def summary(self) -> str:
     """The first line of the docstring."""
-    return (self.function.__doc__ or "").strip().partition("\n")[0]
+    return self.doc.partition("\n")[0]
+
+  @property
+  def doc(self) -> str:
+    """What it does; of a rule, which one function holds documents to, what the rule says."""
+    return inspect.cleandoc(self.function.__doc__ or self.params.__doc__ or "")
 
   def check(self, given: Mapping[str, Any], where: str) -> list[str]:
     """Returns a line for each parameter that is unknown, of a wrong type or out of range."""
@@ -195,8 +201,7 @@ def out_of_bounds(
 def explain(operator: Operator) -> str:
   """Returns the help of an operator: what it does, its parameters, what it needs."""
   lines = [f"{operator.name} ({operator.kind})", ""]
-  doc = (operator.function.__doc__ or "").strip()
-  lines += [line.removeprefix("  ") for line in doc.splitlines()]
+  lines += operator.doc.splitlines()
   if operator.params.model_fields:
     lines += ["", "Parameters:", *_parameters(operator.params, "  ")]
   for what, names in (("Needs", operator.needs), ("Provides", operator.provides)):

@@ -10,6 +10,7 @@ text:
 """
 
 import difflib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,6 +64,22 @@ GROUPS: dict[str, tuple[str, ...]] = {
   "fineweb": ("fineweb_lines",),
   "c4": ("boilerplate", "sentences"),
 }
+
+
+def explain_group(name: str) -> str:
+  """Returns the rules of a group, what each says and where to read its parameters.
+
+  Example:
+    >>> explain_group("gopher_quality").splitlines()[3][:44]
+    'mean_word_length  Gopher: a mean word length'
+  """
+  how = f"rules of `filter`: rules = {{ {name} = {{}} }}; `explain RULE` tells parameters"
+  width = max(map(len, GROUPS[name]))
+  lines = [
+    f"{rule:<{width}}  {inspect.cleandoc(RULES[rule].__doc__ or '').partition(chr(10))[0]}"
+    for rule in GROUPS[name]
+  ]
+  return "\n".join([f"{name} ({how})", "", *lines])
 
 
 def bounds_of(chosen: Mapping[str, Mapping[str, Any] | str | Rule]) -> tuple[Bound, ...]:

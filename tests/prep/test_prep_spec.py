@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jdc.prep import InputSpec, PlanSpec, check, ops, step, toml_text
+from jdc.prep import InputSpec, PlanSpec, check, ops, predicates, step, toml_text
 from jdc.prep.catalog import explain, listing
 
 TOML = """
@@ -201,3 +201,13 @@ def test_an_expectation_that_nothing_can_meet_is_refused():
   wrong = {"jdc_pipeline": 1, "input": {"paths": ["a"]}, "expect": {"kept_rate": [1, 0]}}
   with pytest.raises(ValueError, match=r"expect.kept_rate: .*min must be at most max"):
     PlanSpec.from_dict(wrong)
+
+
+def test_rules_and_groups_are_explained_by_what_they_say():
+  assert len({ops.OPERATORS[rule].summary for rule in predicates.RULES}) == len(
+    predicates.RULES
+  )
+  assert "eight stop words" in explain(ops.OPERATORS["stop_words"])
+  for group, rules in predicates.GROUPS.items():
+    shown = predicates.explain_group(group)
+    assert all(f"{rule} " in shown and ops.OPERATORS[rule].summary in shown for rule in rules)
