@@ -206,7 +206,8 @@ class FinewebLines(Rule):
   bound on LINE FEEDs; the code of the data set, which is followed here, took 0.01, at most 30
   characters, and the last bound. Its first three bounds drop a document exactly at the
   threshold, as the paper does; later releases of that code keep it. The length of lines does
-  not hold for scripts without spaces: 30 characters are a sentence there.
+  not hold for scripts without spaces: 30 characters are a sentence there. Thai, Lao and Khmer
+  end few sentences with a mark; `terminal = 0`, which is no bound, is for them.
   """
 
   source: ClassVar[str] = "fineweb"
@@ -216,8 +217,9 @@ class FinewebLines(Rule):
   newlines: NonNegative = 0.3
 
   def bounds(self) -> tuple[Bound, ...]:
+    ends = Bound("line_punct", self.terminal, None, False, "fineweb_lines.terminal")
     return (
-      Bound("line_punct", self.terminal, None, False, "fineweb_lines.terminal"),
+      *([ends] if self.terminal else []),
       Bound("short_line", None, self.short, False, "fineweb_lines.short", "spaced"),
       Bound("dup_line_c_fineweb", None, self.dup_chars, False, "fineweb_lines.dup_chars"),
       Bound("nl_ratio", None, self.newlines, True, "fineweb_lines.newlines"),

@@ -224,6 +224,13 @@ def test_bounds_hold_for_the_scripts_that_they_name():
   assert reason(text, "stop_words", language="zh") == ""
 
 
+def test_lines_of_languages_without_sentence_marks_need_none():
+  thai = "ภาษาไทยไม่ใช้เครื่องหมายวรรคตอนเมื่อจบประโยค แต่เว้นวรรคแทน\nประโยคถัดไปอยู่ในบรรทัดใหม่"
+  assert reason(thai, "fineweb_lines") == "fineweb_lines.terminal"
+  assert not reason(thai, "fineweb_lines", terminal=0.0)
+  assert reason(thai, "fineweb_lines", terminal=0.001) == "fineweb_lines.terminal"
+
+
 def test_undefined_signals_are_out_of_bounds_and_marked():
   bounds = predicates.bounds_of({"word_count": {}, "bullet_lines": {}})
   decision = predicates.decide(signals.signals(pa.array(["", prose(50)])), bounds)
