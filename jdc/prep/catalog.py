@@ -91,8 +91,8 @@ class Operator:
     stage_rank: where it usually stands; `explain` remarks on other orders.
     cost: microseconds of one core for a document of 1.2 kB, about.
     not_after: operators it cannot follow, and why.
-    lacks: of signals, the one that is 1 where a document has not what its parameter `field`
-      names; it is an error if none has it, when all have been read.
+    lacks: of signals, (the one that is 1 where a document lacks something, what that is) of the
+      parameter `field`; that all lack it is an error when all have been read.
   """
 
   name: str
@@ -112,7 +112,7 @@ class Operator:
   stage_rank: int = 50
   cost: float = 1.0
   not_after: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  lacks: str = ""
+  lacks: tuple[str, str] | None = None
 
   @property
   def summary(self) -> str:

@@ -10,7 +10,6 @@ text:
 """
 
 import difflib
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,10 +74,8 @@ def explain_group(name: str) -> str:
   """
   how = f"rules of `filter`: rules = {{ {name} = {{}} }}; `explain RULE` tells parameters"
   width = max(map(len, GROUPS[name]))
-  lines = [
-    f"{rule:<{width}}  {inspect.cleandoc(RULES[rule].__doc__ or '').partition(chr(10))[0]}"
-    for rule in GROUPS[name]
-  ]
+  first = {rule: (RULES[rule].__doc__ or "").partition("\n")[0] for rule in GROUPS[name]}
+  lines = [f"{rule:<{width}}  {what}" for rule, what in first.items()]
   return "\n".join([f"{name} ({how})", "", *lines])
 
 

@@ -419,8 +419,11 @@ def test_fields_that_no_record_has_are_told_by_what_reads_them(raw):
       [step("select", fields=("id", "idd"))],
       ["step 1 (select): no record has the field 'idd'"],
     ),
-    ([step("select", fields=("id",)), listed], ["step 2", "the field 'url' with an address"]),
-    ([step("url_blocklist", path="hosts.txt", field="URL")], ["step 1", "the field 'URL'"]),
+    ([step("select", fields=("id",)), listed], ["step 2", "the address in field 'url'"]),
+    (
+      [step("url_blocklist", path="hosts.txt", field="URL")],
+      ["step 1", "the address in field 'URL'"],
+    ),
   ):
     with pytest.raises(ValueError, match="no record has") as error:
       run(raw, *steps)

@@ -209,5 +209,6 @@ def test_rules_and_groups_are_explained_by_what_they_say():
   )
   assert "eight stop words" in explain(ops.OPERATORS["stop_words"])
   for group, rules in predicates.GROUPS.items():
+    assert group in explain(ops.OPERATORS["filter"])
     shown = predicates.explain_group(group)
     assert all(f"{rule} " in shown and ops.OPERATORS[rule].summary in shown for rule in rules)

@@ -19,7 +19,7 @@ NUM_SHARES = len(TOP) + len(DUPLICATE)
 
 _TOP_UP_TO = TOP[-1]
 _LONGEST = DUPLICATE[-1]
-_FEW = 1 << 14
+_FEW = 1 << 14  # entries, whose slots take 1 MiB
 _EPOCH = np.uint64(32)
 _INDEX = np.uint64(0xFFFFFFFF)
 

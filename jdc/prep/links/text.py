@@ -91,8 +91,9 @@ class TextLink:
         found = step.operator.function(batch, step.values, *file)
       columns += [(plan_step.signal_column(step, k), pa.array(v)) for k, v in found.items()]
       if step.operator.lacks:
-        have = batch.num_rows - int(np.sum(found[step.operator.lacks]))
-        self._count(step, f"field {step.values.field!r} with an address", have)
+        missing, what = step.operator.lacks
+        have = batch.num_rows - int(np.sum(found[missing]))
+        self._count(step, f"{what} {step.values.field!r}", have)
       self._seconds[step.op] += time.process_time() - begin
     return columns
 

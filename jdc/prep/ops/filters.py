@@ -102,10 +102,10 @@ def _parts(params: Filter) -> tuple[tuple[str, Mapping[str, Any]], ...]:
 def filter_(found: Mapping[str, Any], params: Filter) -> Reasons:
   """Drops documents that break one of several rules; the first that they break is the reason.
 
-  Rules are groups by name (gopher_quality, gopher_repetition, gopher, refinedweb, fineweb,
-  c4; `explain gopher` lists its rules), and all operators of kind
-  `predicate`, with the parameters that they have as steps; those over signals of the text come
-  first, those of Gopher before FineWeb's, C4's and ours, in whatever order they are written.
+  Rules are groups by name (gopher_quality, gopher_repetition, gopher, refinedweb, fineweb, c4;
+  `explain gopher` lists its rules), and all operators of kind `predicate`, with the parameters
+  that they have as steps; those over signals of the text come first, those of Gopher before
+  FineWeb's, C4's and ours, in whatever order they are written.
   Signals are measured once and kept, so that another threshold costs no reading of text.
   """
   return _decide(found, params.bounds)

@@ -235,7 +235,7 @@ OPERATORS = (
   ),
   Operator(
     "url_blocklist_hits", "signals", url_blocklist_hits, UrlList, needs=("fields",),
-    provides=("url_blocklist_hits", "url_missing"), lacks="url_missing",
+    provides=("url_blocklist_hits", "url_missing"), lacks=("url_missing", "address in field"),
     stage_rank=30, cost=5.0,
   ),
   Operator(

@@ -1,5 +1,6 @@
 """WARC and WET archives: a page is a document."""
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -83,23 +84,26 @@ def _records(piece: Piece) -> Iterator[tuple[int, Any, str]]:
   with open(piece.path, "rb") as file:
     file.seek(piece.start)
     archive = ArchiveIterator(file)
-    offset = known = piece.start  # of the present record, and after the last one
+    offset = known = piece.start  # of the present record, and after the one before
+    record = None
     while True:
       try:
+        if record is not None:
+          known = offset + archive.get_record_length()
         record = next(archive, None)
       except (ArchiveLoadFailed, EOFError, OSError, *_PARSER) as error:
         yield known, None, f"damaged archive: {error}"
         return
       if record is None:
         file.seek(known)
-        if rest := file.read().strip():
-          yield known, None, f"damaged archive: {len(rest)} bytes after the last record"
+        if file.read(1 << 16).strip():  # else blank lines
+          size = os.fstat(file.fileno()).st_size - known
+          yield known, None, f"damaged archive: {size} bytes after the last record"
         return
       offset = archive.offset  # of the record; asking for it would read to its end
       if 0 <= piece.end <= offset:
         return
       yield offset, record, ""
-      known = offset + archive.get_record_length()
 
 
 def _read_to_end(record: Any) -> None:
@@ -109,7 +113,7 @@ def _read_to_end(record: Any) -> None:
     raise ValueError(f"cut off: the record has the Content-Length {length!r}")
   while record.raw_stream.read(1 << 16):
     pass
-  if missing := getattr(record.raw_stream, "limit", 0):
+  if missing := record.raw_stream.limit:
     raise ValueError(f"cut off: the last {missing} bytes of the record are missing")
 
 
