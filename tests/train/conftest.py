@@ -73,6 +73,26 @@ def model_config() -> DecoderConfig:
   )
 
 
+@pytest.fixture
+def one_step_config(tmp_path: Path) -> TrainConfig:
+  """One step of a model of one layer on two domains of text; all of it lies in `tmp_path`."""
+  (tmp_path / "data").mkdir()
+  for name in ("a", "b"):
+    lines = [json.dumps({"text": f"{name} {i} " * 20}) for i in range(20)]
+    (tmp_path / "data" / f"{name}.jsonl").write_text("\n".join(lines))
+  return TrainConfig(
+    num_steps=1,
+    batch_size=8,
+    sequence_length=16,
+    data=str(tmp_path / "data"),
+    corpus=CorpusConfig(cache_dir=str(tmp_path / "cache"), validation_fraction=0.2),
+    model=DecoderConfig(
+      vocab_size=258, width=8, num_layers=1, num_heads=1, num_kv_heads=1, mlp_width=8
+    ),
+    logging=LoggingConfig(tensorboard=False),
+  )
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> RunConfig:
   return RunConfig(

@@ -1,41 +1,23 @@
 """Where programs that a command has compiled are kept."""
 
-import json
-
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as cache_lib
 
-from jdc.models.decoder_config import DecoderConfig
 from jdc.train import command
-from jdc.train import config as c
 
-FOLDERS = "mine", "other", "rows/xla"
+FOLDERS = "mine", "other", "cache/xla"
 
 
 @pytest.fixture
-def build(tmp_path):
+def build(one_step_config, tmp_path):
   """Returns `build(set_before, *arguments)`: which folders then get a program."""
-  (tmp_path / "data").mkdir()
-  lines = "".join(json.dumps({"text": f"fig {i} " * 20}) + "\n" for i in range(20))
-  (tmp_path / "data/fruit.jsonl").write_text(lines)
-  config = c.TrainConfig(
-    num_steps=1,
-    batch_size=8,
-    sequence_length=16,
-    data=str(tmp_path / "data"),
-    corpus=c.CorpusConfig(cache_dir=str(tmp_path / "rows"), validation_fraction=0.2),
-    model=DecoderConfig(
-      vocab_size=258, width=8, num_layers=1, num_heads=1, num_kv_heads=1, mlp_width=8
-    ),
-    logging=c.LoggingConfig(tensorboard=False),
-  )
 
   def kept_in(before, *arguments):
     jax.config.update("jax_compilation_cache_dir", before)
     cache_lib.reset_cache()
     jax.jit(lambda x: x + 1)(1.0)  # opens it
-    command.build_run(config, str(tmp_path / "run"), *arguments)
+    command.build_run(one_step_config, str(tmp_path / "run"), *arguments)
     held = {folder: entries(folder) for folder in FOLDERS}
     jax.jit(lambda x: x * 2)(1.0)
     return [folder for folder in FOLDERS if entries(folder) != held[folder]]
@@ -57,7 +39,7 @@ def test_what_jax_is_set_to_is_kept(build, tmp_path):
 
 
 def test_else_they_lie_beside_the_rows(build):
-  assert build(None) == ["rows/xla"]
+  assert build(None) == ["cache/xla"]
 
 
 def test_in_a_folder_that_is_named(build, tmp_path):

@@ -1,7 +1,6 @@
 """A reference that does not fit is refused; a cache that one process lacks is filled by all."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -10,7 +9,6 @@ from jax.experimental import multihost_utils
 
 from jdc import policies
 from jdc.data.loader import Pool
-from jdc.models.configs import DecoderConfig
 from jdc.policies import mixture
 from jdc.train import command, loop, pretrained, sharding, sources
 from jdc.train import config as c
@@ -30,26 +28,12 @@ def test_its_mesh_is_checked_before_anything_is_written(small_run, small_model, 
   assert list(tmp_path.iterdir()) == []
 
 
-def test_it_was_trained_with_the_tokenizer_of_the_run(tmp_path):
+def test_it_was_trained_with_the_tokenizer_of_the_run(one_step_config, tmp_path):
   tokenizers = pytest.importorskip("tokenizers")
   model = tokenizers.models.WordLevel({f"w{i}": i for i in range(258)}, unk_token="w0")
   for place in ("words.json", "copy.json"):
     tokenizers.Tokenizer(model).save(str(tmp_path / place))
-  (tmp_path / "data").mkdir()
-  for name in ("a", "b"):
-    lines = [json.dumps({"text": f"{name} {i} " * 20}) for i in range(20)]
-    (tmp_path / "data" / f"{name}.jsonl").write_text("\n".join(lines))
-  config = c.TrainConfig(
-    num_steps=1,
-    batch_size=8,
-    sequence_length=16,
-    data=str(tmp_path / "data"),
-    corpus=c.CorpusConfig(cache_dir=str(tmp_path / "cache"), validation_fraction=0.2),
-    model=DecoderConfig(
-      vocab_size=258, width=8, num_layers=1, num_heads=1, num_kv_heads=1, mlp_width=8
-    ),
-    logging=c.LoggingConfig(tensorboard=False),
-  )
+  config = one_step_config
   trained = str(tmp_path / "trained")
   command.train(config, trained)
   assert pretrained.corpus_of(trained) == config.corpus
